@@ -1,0 +1,250 @@
+"""
+The OpenAI wire format as the simulator speaks it: chat completions, their streams, embeddings, models, errors.
+
+Its one rule: bytes in, bytes out; nothing here waits or draws. The shapes are those of the API reference
+(platform.openai.com/docs/api-reference/chat), and the tests read them with the openai package.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+PROMPT_TOKENS_HEADER = b"x-sim-prompt-tokens"
+PROMPT_TOKENS_METADATA = "sim_prompt_tokens"
+COMPLETION_TOKENS_METADATA = "sim_completion_tokens"
+
+_BYTES_PER_TOKEN = 4  # OpenAI's own rule of thumb for English text
+_CHUNKS_MAX = 24  # chunks of a stream: enough to look like one, few enough to serve hundreds of streams
+_WORDS = ("the water finds its way through the gate by measure and the keeper writes down what passed " * 40).split()
+
+
+class RequestRefused(ValueError):
+    """A request that OpenAI would refuse with 400; the message is what its error object says."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """
+    What the simulator reads of a request.
+
+    Args:
+        model: Wanted model.
+        stream: Server-sent events.
+        include_usage: A last chunk with the usage.
+        max_tokens: `max_completion_tokens` or `max_tokens`.
+        completion_tokens: Exact length wished for by metadata, None otherwise.
+        prompt_tokens: Told by header or metadata, else estimated from the size of the messages.
+        tool: Name of the tool to call if the answer is a tool call; None if the request offers none.
+    """
+
+    model: str
+    stream: bool
+    include_usage: bool
+    max_tokens: int | None
+    completion_tokens: int | None
+    prompt_tokens: int
+    tool: str | None
+
+
+def read_chat_request(body: bytes, *, prompt_tokens_header: str | None) -> ChatRequest:
+    """
+    Read the body of `POST /v1/chat/completions`. Fields that the simulator does not know, `n` among them, are ignored.
+
+    Raises:
+        RequestRefused: not JSON, or a required field is missing or of the wrong kind.
+    """
+    data = _object(body)
+    messages = data.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise RequestRefused("Invalid 'messages': expected a non-empty array.", param="messages")
+    options = data.get("stream_options")
+    metadata = data.get("metadata")
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    limit = data.get("max_completion_tokens", data.get("max_tokens"))
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise RequestRefused(f"Invalid 'max_tokens': expected an integer of at least 1, got {limit!r}.", param="max_tokens")
+    told = _count(prompt_tokens_header, "x-sim-prompt-tokens")
+    if told is None:
+        told = _count(metadata.get(PROMPT_TOKENS_METADATA), PROMPT_TOKENS_METADATA)
+    return ChatRequest(
+        model=_model(data),
+        stream=data.get("stream") is True,
+        include_usage=isinstance(options, Mapping) and options.get("include_usage") is True,
+        max_tokens=limit,
+        completion_tokens=_count(metadata.get(COMPLETION_TOKENS_METADATA), COMPLETION_TOKENS_METADATA),
+        prompt_tokens=told if told is not None else sum(_tokens_of(m) for m in messages),
+        tool=_tool(data),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """An answer that is ready to be written down."""
+
+    id: str
+    created: int
+    model: str
+    prompt_tokens: int
+    completion_tokens: int
+    length_limited: bool
+    tool: str | None
+
+    @property
+    def finish_reason(self) -> str:
+        if self.tool is not None:
+            return "tool_calls"
+        return "length" if self.length_limited else "stop"
+
+    def usage(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+        }
+
+    def to_body(self) -> bytes:
+        message: dict[str, Any] = {"role": "assistant", "content": _text(0, self.completion_tokens), "refusal": None}
+        if self.tool is not None:
+            message |= {"content": None, "tool_calls": [self._tool_call(_ARGUMENTS)]}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
+        return orjson.dumps(
+            {
+                "id": self.id,
+                "object": "chat.completion",
+                "created": self.created,
+                "model": self.model,
+                "choices": [choice],
+                "usage": self.usage(),
+                "system_fingerprint": "fp_simulated",
+            }
+        )
+
+    def chunks(self) -> Iterator[tuple[float, bytes]]:
+        """The events of the stream up to the last content: (share of the generation done before it, event)."""
+        parts: list[dict[str, Any]]
+        if self.tool is not None:
+            half = len(_ARGUMENTS) // 2
+            rest = {"tool_calls": [{"index": 0, "function": {"arguments": _ARGUMENTS[half:]}}]}
+            parts = [
+                {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **self._tool_call(_ARGUMENTS[:half])}]},
+                rest,
+            ]
+        else:
+            count = max(1, min(_CHUNKS_MAX, self.completion_tokens))
+            edges = [self.completion_tokens * i // count for i in range(count + 1)]
+            parts = [{"content": _text(edges[i], edges[i + 1])} for i in range(count)]
+            parts[0] = {"role": "assistant", "refusal": None, **parts[0]}
+        # Only the delta differs between events: the rest is written once.
+        before, after = self._event([{"index": 0, "delta": 0, "logprobs": None, "finish_reason": None}]).split(b'"delta":0')
+        before += b'"delta":'
+        for i, delta in enumerate(parts):
+            yield i / max(1, len(parts) - 1), before + orjson.dumps(delta) + after
+
+    def last_chunks(self, *, include_usage: bool) -> bytes:
+        """What ends a stream: the finish reason, the usage if asked for, and `[DONE]`."""
+        end = self._event([{"index": 0, "delta": {}, "logprobs": None, "finish_reason": self.finish_reason}])
+        usage = self._event([], usage=self.usage()) if include_usage else b""
+        return end + usage + b"data: [DONE]\n\n"
+
+    def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        data = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
+        return b"data: " + orjson.dumps({**data, "system_fingerprint": "fp_simulated", "choices": choices, **more}) + b"\n\n"
+
+    def _tool_call(self, arguments: str) -> dict[str, Any]:
+        return {"id": f"call_{self.id[-24:]}", "type": "function", "function": {"name": self.tool, "arguments": arguments}}
+
+
+_ARGUMENTS = '{"query":"how much water passed the gate"}'
+
+
+def embeddings_body(body: bytes) -> tuple[str, bytes]:
+    """The model and the answer to `POST /v1/embeddings`; vectors are short and follow from the text. Raises RequestRefused."""
+    data = _object(body)
+    model, given = _model(data), data.get("input")
+    inputs = given if isinstance(given, list) else [given]
+    if not inputs or any(not isinstance(i, str | list | int) for i in inputs):
+        raise RequestRefused("Invalid 'input': expected a string or an array.", param="input")
+    if isinstance(given, list) and all(isinstance(i, int) for i in given):
+        inputs = [given]  # one text as token numbers
+    dimensions = data.get("dimensions", 16)
+    if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= 4096:
+        raise RequestRefused(f"Invalid 'dimensions': expected an integer within 1..4096, got {dimensions!r}.", param="dimensions")
+    rows = [{"object": "embedding", "index": i, "embedding": _vector(text, dimensions)} for i, text in enumerate(inputs)]
+    tokens = sum(len(i) if isinstance(i, list) else 1 + len(str(i).encode()) // _BYTES_PER_TOKEN for i in inputs)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return model, orjson.dumps({"object": "list", "data": rows, "model": model, "usage": usage})
+
+
+def models_body(names: list[str]) -> bytes:
+    rows = [{"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "simulator"} for name in names]
+    return orjson.dumps({"object": "list", "data": rows})
+
+
+def error_body(message: str, *, kind: str, code: str | None = None, param: str | None = None) -> bytes:
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise RequestRefused(f"We could not parse the JSON body of your request: {exc}") from exc
+    if not isinstance(data, dict):
+        raise RequestRefused("The body of the request must be a JSON object.")
+    return data
+
+
+def _model(data: Mapping[str, Any]) -> str:
+    model = data.get("model")
+    if not isinstance(model, str) or not model:
+        raise RequestRefused("you must provide a model parameter", param="model")
+    return model
+
+
+def _tool(data: Mapping[str, Any]) -> str | None:
+    tools, choice = data.get("tools"), data.get("tool_choice")
+    if not isinstance(tools, list) or not tools or choice == "none":
+        return None
+    if isinstance(choice, Mapping):
+        return str((choice.get("function") or {}).get("name"))
+    try:
+        return str(tools[0]["function"]["name"])
+    except (KeyError, TypeError) as exc:
+        raise RequestRefused("Invalid 'tools[0].function.name': missing.", param="tools") from exc
+
+
+def _count(given: Any, name: str) -> int | None:
+    if given is None:
+        return None
+    try:
+        count = int(given)
+    except (TypeError, ValueError):
+        count = -1
+    if count < 0:
+        raise RequestRefused(f"Invalid '{name}': expected a number of tokens, got {given!r}.", param=name)
+    return count
+
+
+def _tokens_of(message: Any) -> int:
+    """About what a message costs: four bytes a token, and four tokens around each message."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+    return 4 + len(str(content or "").encode()) // _BYTES_PER_TOKEN
+
+
+def _text(start: int, end: int) -> str:
+    return "".join(_WORDS[i % len(_WORDS)] + " " for i in range(start, end))
+
+
+def _vector(text: Any, dimensions: int) -> list[float]:
+    seed = sum((i + 1) * b for i, b in enumerate(str(text).encode()[:256]))
+    return [((seed * (i + 7919)) % 2003) / 1001.5 - 1.0 for i in range(dimensions)]

@@ -1,0 +1,152 @@
+"""
+Every port in memory: for tests, simulations and `--dry-run`, with the same promises as the real ones.
+
+Its one rule: what the real adapter refuses, this one refuses too; both pass the tests in tests/ports.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+from controller.core.measurement import Measurement, NoData
+from controller.core.notice import Notice
+from controller.core.plan import Gate
+from controller.core.rollout import Applied, Entry, Opened, replay
+from controller.ports import (
+    FlagCapabilities,
+    FlagChange,
+    FlagConflict,
+    FlagHeld,
+    FlagKilled,
+    Letter,
+    Measured,
+    NewEntry,
+    Scope,
+    SeqTaken,
+    UnknownFlag,
+    UnknownRollout,
+)
+from flagspec import RouteFlag
+
+Clock = Callable[[], datetime]
+
+
+def wall_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class MemoryAudit:
+    """Audit log, rollout index and outbox in one, as they share transactions."""
+
+    clock: Clock = wall_clock
+    rows: dict[str, list[Entry]] = field(default_factory=dict)
+    held: dict[tuple[str, str], str] = field(default_factory=dict)
+    letters: list[Letter] = field(default_factory=list)
+    delivered: list[Letter] = field(default_factory=list)
+
+    def now(self) -> datetime:
+        return self.clock()
+
+    def entries(self, rollout_id: str) -> Sequence[Entry]:
+        if rollout_id not in self.rows:
+            raise UnknownRollout(f"no rollout {rollout_id!r}")
+        return self.rows[rollout_id]
+
+    def append(self, new: NewEntry, notice: Notice | None) -> Entry:
+        rows = self.rows.get(new.rollout_id, [])
+        if new.seq != len(rows) + 1:
+            raise SeqTaken(f"row {new.rollout_id}/{new.seq}: the log is at {len(rows)}")
+        entry = Entry(rollout_id=new.rollout_id, seq=new.seq, at=self.clock(), actor=new.actor, event=new.event)
+        if isinstance(new.event, Opened):
+            self._hold(new.event.plan.environment, new.event.plan.flag, new.rollout_id)
+        self.rows[new.rollout_id] = [*rows, entry]
+        if isinstance(new.event, Applied) and (rollout := replay(self.rows[new.rollout_id])).ended:
+            self.held.pop((rollout.plan.environment, rollout.plan.flag), None)
+        if notice is not None:
+            self.letters.append(Letter(id=len(self.letters) + len(self.delivered) + 1, notice=notice))
+        return entry
+
+    def _hold(self, environment: str, flag: str, rollout_id: str) -> None:
+        holder = self.held.setdefault((environment, flag), rollout_id)
+        if holder != rollout_id:
+            raise FlagHeld(f"flag {flag!r} in {environment} is held by rollout {holder}")
+
+    def active(self) -> Sequence[str]:
+        return sorted(self.held.values(), key=lambda i: self.rows[i][0].at)
+
+    def known(self, limit: int) -> Sequence[str]:
+        return list(reversed(self.rows))[:limit]
+
+    def due(self, limit: int) -> Sequence[Letter]:
+        return self.letters[:limit]
+
+    def done(self, letter: Letter) -> None:
+        self.letters.remove(letter)
+        self.delivered.append(letter)
+
+    def failed(self, letter: Letter, reason: str, retry_after_s: float | None, *, final: bool) -> None:
+        if final:
+            self.letters.remove(letter)
+
+
+@dataclass(slots=True)
+class MemoryFlags:
+    """The flag store."""
+
+    flags: dict[tuple[str, str], RouteFlag] = field(default_factory=dict)
+    revision: int = 0
+    capabilities: FlagCapabilities = FlagCapabilities(cas="native", granularity=1, propagation_bound_s=0.0)
+
+    def read(self, environment: str, key: str) -> RouteFlag | None:
+        return self.flags.get((environment, key))
+
+    def write(self, change: FlagChange, expected_version: int) -> RouteFlag:
+        current = self.flags.get((change.environment, change.key))
+        version = 0 if current is None else current.version
+        if version != expected_version:
+            raise FlagConflict(f"flag {change.key!r} is at version {version}, not {expected_version}")
+        killed = current is not None and current.killed
+        if killed and (change.weight or change.shadow_weight):
+            raise FlagKilled(f"flag {change.key!r} is killed")
+        return self._put(
+            RouteFlag(
+                environment=change.environment,
+                key=change.key,
+                version=version + 1,
+                revision=self.revision + 1,
+                killed=killed,
+                weight=change.weight,
+                shadow_weight=change.shadow_weight,
+                salt=change.salt,
+                unit=change.unit,
+                control=change.control,
+                candidate=change.candidate,
+                decision_id=change.decision_id,
+            )
+        )
+
+    def set_killed(self, environment: str, key: str, killed: bool, *, actor: str, reason: str) -> RouteFlag:
+        current = self.flags.get((environment, key))
+        if current is None:
+            raise UnknownFlag(f"no flag {key!r} in {environment}")
+        by = replace(current, version=current.version + 1, revision=self.revision + 1, killed=killed, decision_id=f"person:{actor}")
+        # Un-killing never brings traffic back by itself.
+        return self._put(by if killed else replace(by, weight=0, shadow_weight=0))
+
+    def _put(self, flag: RouteFlag) -> RouteFlag:
+        self.revision = flag.revision
+        self.flags[flag.environment, flag.key] = flag
+        return flag
+
+
+@dataclass(slots=True)
+class MemoryMetrics:
+    """A metric source that says what it was told to: by gate name, by default nothing."""
+
+    says: dict[str, Measurement] = field(default_factory=dict)
+    exposure: float | None = None
+
+    def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
+        silent = NoData(reason="nothing was put into the in-memory source")
+        return Measured(measurements=tuple(self.says.get(g.name, silent) for g in gates), exposure=self.exposure)

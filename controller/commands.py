@@ -1,0 +1,167 @@
+"""
+What a person may do: start, approve, pause, resume, roll back, abort, kill.
+
+They go through the same commit as the gate check, so a person's word leaves the same rows and obeys the same order. Its one rule: a
+command that cannot be done says why and leaves nothing behind.
+"""
+
+from collections.abc import Callable
+from hashlib import sha256
+
+from controller.commit import Committed, commit, record, settle
+from controller.core.decide import votes_that_count
+from controller.core.decision import Abort, Decision, Pause, Resume, RollBack, Why
+from controller.core.notice import notice_of
+from controller.core.plan import Plan
+from controller.core.rollout import Approved, AwaitingApproval, Baking, Entry, Observed, Opened, Paused, Pending, Rollout, replay
+from controller.ports import NewEntry, Ports, PortError, SeqTaken, UnknownRollout
+from flagspec import WEIGHT_MAX, RouteFlag
+
+
+class CommandRefused(Exception):
+    """The command does not fit; the message says what it met and what to do instead."""
+
+
+RACE_ATTEMPTS = 5
+"""A command that loses the race for a row reads again and tries again; each loss means that somebody else's row went in."""
+
+
+def rollout_id_of(plan: Plan, key: str) -> str:
+    """The same plan name and key give the same id, so that opening twice is opening once."""
+    return f"{plan.name}-{sha256(key.encode()).hexdigest()[:8]}"
+
+
+def start(plan: Plan, plan_digest: str, ports: Ports, *, actor: str, key: str) -> Rollout:
+    """
+    Open a rollout. Nothing moves yet: the first gate check raises to the first phase.
+
+    Args:
+        plan: Checked.
+        plan_digest: SHA-256 of the plan as stored.
+        ports: The world.
+        actor: Who asks.
+        key: Makes it idempotent: the same key finds the rollout that it opened before.
+
+    Raises:
+        CommandRefused: the flag serves something else than the plan's baseline, or is killed.
+        FlagHeld: another rollout holds the flag.
+    """
+    rollout_id = rollout_id_of(plan, key)
+    try:
+        return replay(ports.audit.entries(rollout_id))
+    except UnknownRollout:
+        pass
+    _check_flag(plan, ports.flags.read(plan.environment, plan.flag))
+    event = Opened(plan=plan, plan_digest=plan_digest, key=key)
+    draft = Entry(rollout_id=rollout_id, seq=1, at=ports.audit.now(), actor=actor, event=event)
+    opened = replay([draft])
+    try:
+        new = NewEntry(rollout_id=rollout_id, seq=1, actor=actor, event=event)
+        return replay([ports.audit.append(new, notice_of(opened, opened, draft))])
+    except SeqTaken:
+        return replay(ports.audit.entries(rollout_id))
+
+
+def _check_flag(plan: Plan, flag: RouteFlag | None) -> None:
+    if flag is None:
+        return
+    if flag.killed:
+        raise CommandRefused(f"flag {plan.flag!r} in {plan.environment} is killed; un-kill it first (penstock flags unkill {plan.flag})")
+    if flag.weight == 0 and flag.shadow_weight == 0:
+        return  # everybody gets the control, which the first write replaces by the plan's baseline
+    serves = flag.candidate.model if flag.weight == WEIGHT_MAX else f"{flag.candidate.model} at {flag.weight / 1000:g}%"
+    if flag.weight == WEIGHT_MAX and flag.candidate == plan.baseline:
+        return
+    raise CommandRefused(
+        f"flag {plan.flag!r} in {plan.environment} serves {serves}, but the plan's baseline is {plan.baseline.model}; "
+        "make the plan's baseline what the flag serves now, or set the flag back first"
+    )
+
+
+def approve(rollout_id: str, ports: Ports, *, actor: str, groups: tuple[str, ...]) -> Rollout:
+    """
+    Say yes to the phase that the rollout waits to enter.
+
+    Raises:
+        CommandRefused: it waits for nobody, or this person's approval would not count.
+    """
+
+    def attempt(rollout: Rollout) -> Rollout:
+        state = rollout.state
+        if not isinstance(state, AwaitingApproval):
+            raise CommandRefused(f"{rollout_id} does not wait for an approval; it is {_kind(rollout)}")
+        approval = rollout.plan.phases[state.entering].approval
+        assert approval is not None, "only a phase with an approval is waited for"
+        if not set(groups) & set(approval.groups):
+            raise CommandRefused(f"{actor} is in {', '.join(groups) or 'no group'}; this approval needs {' or '.join(approval.groups)}")
+        if approval.not_requester and actor == rollout.requester:
+            raise CommandRefused(f"{actor} started {rollout_id}; the plan wants somebody else to approve (not_requester)")
+        now = ports.audit.now()
+        if any(v.actor == actor for v in votes_that_count(approval, state.votes, rollout.requester, now)):
+            return rollout
+        return record(rollout, Approved(entering=state.entering, groups=groups), ports, actor)
+
+    return _retried(rollout_id, ports, attempt)
+
+
+def pause(rollout_id: str, ports: Ports, *, actor: str, reason: str) -> Rollout:
+    def attempt(rollout: Rollout) -> Rollout:
+        if isinstance(rollout.state, Paused):
+            raise CommandRefused(f"{rollout_id} is paused already")
+        return _commit(rollout, Pause(why=Why.BY_PERSON, text=reason), ports, actor)
+
+    return _retried(rollout_id, ports, attempt)
+
+
+def resume(rollout_id: str, ports: Ports, *, actor: str, reason: str) -> Rollout:
+    def attempt(rollout: Rollout) -> Rollout:
+        if not isinstance(rollout.state, Paused):
+            raise CommandRefused(f"{rollout_id} is not paused; it is {_kind(rollout)}")
+        return _commit(rollout, Resume(why=Why.BY_PERSON, text=reason), ports, actor)
+
+    return _retried(rollout_id, ports, attempt)
+
+
+def roll_back(rollout_id: str, ports: Ports, *, actor: str, reason: str) -> Rollout:
+    """Bring the candidate back to 0 because of the candidate."""
+    return _retried(rollout_id, ports, lambda r: _commit(r, RollBack(why=Why.BY_PERSON, text=f"{actor}: {reason}"), ports, actor))
+
+
+def abort(rollout_id: str, ports: Ports, *, actor: str, reason: str) -> Rollout:
+    """Call the rollout off, whatever the candidate is like."""
+    return _retried(rollout_id, ports, lambda r: _commit(r, Abort(why=Why.BY_PERSON, text=reason), ports, actor))
+
+
+class _Lost(Exception):
+    """Another controller wrote first."""
+
+
+def _commit(rollout: Rollout, decision: Decision, ports: Ports, actor: str) -> Rollout:
+    flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
+    done: Committed = commit(rollout, flag, decision, ports, actor=actor, source="person", observed=Observed())
+    if done.unrecorded:
+        raise PortError(f"{rollout.id}: the flag is at 0%, but the audit log could not be written; the next look records it")
+    if done.lost and done.rollout.seq == rollout.seq:
+        raise _Lost
+    return done.rollout
+
+
+def _retried(rollout_id: str, ports: Ports, attempt: Callable[[Rollout], Rollout]) -> Rollout:
+    for _ in range(RACE_ATTEMPTS):
+        rollout = replay(ports.audit.entries(rollout_id))
+        if rollout.ended:
+            raise CommandRefused(f"{rollout_id} has ended: {_kind(rollout)}")
+        try:
+            if not isinstance(rollout.state, Pending | Baking):
+                flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
+                rollout, _, _ = settle(rollout, flag, ports, actor="gate-check")
+                if rollout.ended:
+                    raise CommandRefused(f"{rollout_id} has ended: {_kind(rollout)}")
+            return attempt(rollout)
+        except (SeqTaken, _Lost):
+            continue
+    raise PortError(f"{rollout_id}: other controllers kept writing; try again")
+
+
+def _kind(rollout: Rollout) -> str:
+    return type(rollout.state).__name__

@@ -1,0 +1,201 @@
+"""
+One decision, made real: record it, change the flag, confirm, and let the outbox speak.
+
+It stands behind `tick` and `commands`, which decide; both write through here and nowhere else. Its one rule is the order: the Decided
+row comes before the flag, the Applied row after it. Whoever dies in between is survived by `settle`, which the next look runs first.
+"""
+
+from dataclasses import dataclass
+
+from controller.core.converge import Convergence, Drift, FinishLowering, GiveUpRaise, InStep, Killed, Landed, UnrecordedLowering, converge, seen
+from controller.core.decision import Decision, Weights, lowers
+from controller.core.notice import notice_of
+from controller.core.rollout import Abandoned, Applied, Decided, Entry, Event, Moving, Observed, Rollout, fence_id, moves, step
+from controller.ports import (
+    AuditUnavailable,
+    FlagChange,
+    FlagConflict,
+    FlagKilled,
+    FlagUnavailable,
+    NewEntry,
+    Ports,
+    SeqTaken,
+)
+from flagspec import RouteFlag
+
+LOWERING_ATTEMPTS = 10
+"""A lowering that loses the compare-and-set race is read and written again; each loss means that somebody else's write went through."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """
+    Args:
+        rollout: As the log tells it now.
+        flag: As last read or written.
+        lost: Another controller wrote the row first; nothing more was done here.
+        unrecorded: The flag was lowered although the log could not be written; the next look records it.
+    """
+
+    rollout: Rollout
+    flag: RouteFlag | None
+    lost: bool = False
+    unrecorded: bool = False
+
+
+def commit(
+    rollout: Rollout, flag: RouteFlag | None, decision: Decision, ports: Ports, *, actor: str, source: str, observed: Observed
+) -> Committed:
+    """
+    Args:
+        rollout, flag: What the decision was made on.
+        decision: What to do.
+        ports: Where to.
+        actor: Who decided: ``gate-check``, ``guard`` or a person.
+        source: ``gate_check``, ``guard`` or ``person``.
+        observed: The evidence of the decision.
+
+    Raises:
+        AuditUnavailable: nothing was recorded; a lowering was written to the flag all the same before this is raised as
+            `Committed.unrecorded`, anything else was not begun.
+        FlagUnavailable: recorded, but the flag store did not confirm; the next look settles it.
+    """
+    weights = moves(rollout.plan, rollout.settled, decision)
+    decision_id = f"{rollout.id}.{rollout.seq + 1}.{decision.kind}"
+    decided = Decided(
+        decision_id=decision_id,
+        decision=decision,
+        observed=observed,
+        weights_before=seen(flag),
+        weights_after=seen(flag) if weights is None else weights,
+        flag_version_before=0 if flag is None else flag.version,
+        source=source,  # type: ignore[arg-type]  # one of the three, by the callers
+    )
+    try:
+        rollout = record(rollout, decided, ports, actor)
+    except SeqTaken:
+        return Committed(rollout=rollout, flag=flag, lost=True)
+    except AuditUnavailable:
+        if not lowers(decision):
+            raise
+        flag = _lower(rollout, decision_id, ports)
+        return Committed(rollout=rollout, flag=flag, unrecorded=True)
+    if weights is None:
+        return Committed(rollout=rollout, flag=flag)
+    return _apply(rollout, flag, ports, actor)
+
+
+def record(rollout: Rollout, event: Event, ports: Ports, actor: str) -> Rollout:
+    """
+    Append one row and return the rollout after it.
+
+    Raises:
+        SeqTaken, AuditUnavailable: as the port says.
+        LogError: the event does not fit; nothing was written.
+    """
+    new = NewEntry(rollout_id=rollout.id, seq=rollout.seq + 1, actor=actor, event=event)
+    # A dry run of the step: refuses what does not fit before it is written, and says what to tell.
+    draft = Entry(rollout_id=new.rollout_id, seq=new.seq, at=rollout.opened_at, actor=actor, event=event)
+    notice = notice_of(rollout, step(rollout, draft), draft)
+    return step(rollout, ports.audit.append(new, notice))
+
+
+def settle(rollout: Rollout, flag: RouteFlag | None, ports: Ports, *, actor: str) -> tuple[Rollout, RouteFlag | None, Convergence]:
+    """
+    Finish or withdraw whatever an earlier look left half-done.
+
+    Returns:
+        The rollout and flag afterwards, and how they stand to each other; never Landed, FinishLowering or GiveUpRaise.
+
+    Raises:
+        SeqTaken: another controller is settling the same change.
+        AuditUnavailable, FlagUnavailable: try again at the next look.
+    """
+    for _ in range(LOWERING_ATTEMPTS):
+        found = converge(rollout, flag)
+        match found:
+            case InStep() | Killed() | UnrecordedLowering() | Drift():
+                return rollout, flag, found
+            case Landed():
+                assert flag is not None, "a change cannot have landed in a flag that is not there"
+                rollout = _confirm(rollout, flag, ports, actor)
+            case FinishLowering():
+                done = _apply(rollout, flag, ports, actor)
+                rollout, flag = done.rollout, done.flag
+            case GiveUpRaise(fenced=fenced):
+                rollout, flag = _give_up(rollout, flag, ports, actor, fenced=fenced)
+        if rollout.ended:
+            return rollout, flag, InStep()
+    raise FlagUnavailable(f"flag {rollout.plan.flag!r} kept changing while {rollout.id} was settled; the next look tries again")
+
+
+def _apply(rollout: Rollout, flag: RouteFlag | None, ports: Ports, actor: str) -> Committed:
+    moving = rollout.state
+    assert isinstance(moving, Moving), moving
+    if lowers(moving.decision):
+        flag = _lower(rollout, moving.decision_id, ports)
+    else:
+        try:
+            flag = ports.flags.write(_change(rollout, moving.weights, moving.decision_id), 0 if flag is None else flag.version)
+        except (FlagConflict, FlagKilled):
+            # Somebody changed the flag since it was read. The next look withdraws the raise and judges what it finds.
+            return Committed(rollout=rollout, flag=flag, lost=True)
+    try:
+        return Committed(rollout=_confirm(rollout, flag, ports, actor), flag=flag)
+    except SeqTaken:
+        return Committed(rollout=rollout, flag=flag, lost=True)
+
+
+def _confirm(rollout: Rollout, flag: RouteFlag, ports: Ports, actor: str) -> Rollout:
+    moving = rollout.state
+    assert isinstance(moving, Moving), moving
+    applied = Applied(decision_id=moving.decision_id, weights=moving.weights, flag_version=flag.version)
+    return record(rollout, applied, ports, actor)
+
+
+def _lower(rollout: Rollout, decision_id: str, ports: Ports) -> RouteFlag:
+    """Write weight 0 whatever the flag says now; unconditional but for the version, which makes late raises lose."""
+    change = _change(rollout, Weights(), decision_id)
+    for _ in range(LOWERING_ATTEMPTS):
+        flag = ports.flags.read(change.environment, change.key)
+        if flag is not None and flag.decision_id == decision_id and seen(flag) == Weights():
+            return flag
+        try:
+            return ports.flags.write(change, 0 if flag is None else flag.version)
+        except FlagConflict:
+            continue
+    raise FlagUnavailable(f"flag {change.key!r} kept changing while {decision_id} lowered it")
+
+
+def _give_up(
+    rollout: Rollout, flag: RouteFlag | None, ports: Ports, actor: str, *, fenced: bool
+) -> tuple[Rollout, RouteFlag | None]:
+    moving = rollout.state
+    assert isinstance(moving, Moving), moving
+    if not fenced and not (flag is not None and flag.killed):
+        settled_weights = rollout.weights
+        # Before the first change the flag may serve whatever came before this rollout: then it is fenced by a plain weight 0 write.
+        change = _change(rollout, settled_weights, fence_id(moving.decision_id))
+        try:
+            flag = ports.flags.write(change, 0 if flag is None else flag.version)
+        except (FlagConflict, FlagKilled):
+            return rollout, ports.flags.read(rollout.plan.environment, rollout.plan.flag)
+    text = f"{moving.decision.kind} {moving.decision_id} had not reached the flag"
+    version = 0 if flag is None else flag.version
+    return record(rollout, Abandoned(decision_id=moving.decision_id, text=text, flag_version=version), ports, actor), flag
+
+
+def _change(rollout: Rollout, weights: Weights, decision_id: str) -> FlagChange:
+    plan = rollout.plan
+    return FlagChange(
+        environment=plan.environment,
+        key=plan.flag,
+        control=plan.baseline,
+        candidate=plan.candidate,
+        # One salt a rollout: the users who went first last time are not the ones who go first this time.
+        salt=f"{plan.flag}/{rollout.id}",
+        unit=plan.unit,
+        weight=weights.live,
+        shadow_weight=weights.shadow,
+        decision_id=decision_id,
+    )

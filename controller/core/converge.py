@@ -1,0 +1,117 @@
+"""
+Log and flag side by side: did an interrupted change land, and does anything stand in the flag that nobody decided?
+
+Its one rule: lowering is always finished, raising is never resumed. A lost raise is first fenced off (the flag is written once more at
+its old weights), so that a controller that went to sleep in the middle of it finds a newer version when it wakes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from controller.core.decision import NOTHING, Weights, lowers
+from controller.core.rollout import Moving, Rollout, fence_id
+from flagspec import RouteFlag
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InStep:
+    """The flag is as the log explains."""
+
+    kind: Literal["in_step"] = "in_step"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landed:
+    """The change on its way has reached the flag; only the row that says so is missing."""
+
+    kind: Literal["landed"] = "landed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishLowering:
+    """A rollback or abort has not reached the flag: write it again."""
+
+    kind: Literal["finish_lowering"] = "finish_lowering"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUpRaise:
+    """A raise has not reached the flag: fence it off (unless `fenced` already), then judge again."""
+
+    fenced: bool
+    kind: Literal["give_up_raise"] = "give_up_raise"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Killed:
+    """A person has killed the flag."""
+
+    kind: Literal["killed"] = "killed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnrecordedLowering:
+    """A decision of this rollout lowered the flag while the audit log could not be written."""
+
+    decision_id: str
+    kind: Literal["unrecorded_lowering"] = "unrecorded_lowering"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """The flag carries what no decision explains."""
+
+    expected: Weights
+    text: str
+    kind: Literal["drift"] = "drift"
+
+
+Convergence = InStep | Landed | FinishLowering | GiveUpRaise | Killed | UnrecordedLowering | Drift
+
+
+def seen(flag: RouteFlag | None) -> Weights:
+    """The weights that a flag carries; no flag is weight 0."""
+    return NOTHING if flag is None else Weights(live=flag.weight, shadow=flag.shadow_weight)
+
+
+def converge(rollout: Rollout, flag: RouteFlag | None) -> Convergence:
+    """
+    Args:
+        rollout: As its log tells it; not ended.
+        flag: As the store has it now; None if there is none.
+
+    Returns:
+        What to settle before anything is judged.
+    """
+    carried = "" if flag is None else flag.decision_id
+    if isinstance(rollout.state, Moving):
+        return _settle(rollout.state, carried, flag)
+    if flag is not None and flag.killed:
+        return Killed()
+    if rollout.applied == "" and carried != "" and carried.startswith(f"{rollout.id}."):
+        pass  # written by this rollout before any row says so: judged below
+    elif rollout.applied == "":
+        return InStep()  # not touched yet: what it carries is the business of whoever came before (checked at the start)
+    if carried == rollout.applied and seen(flag) == rollout.weights:
+        return InStep()
+    if seen(flag) == NOTHING and carried.startswith(f"{rollout.id}.") and carried.endswith((".roll_back", ".abort")):
+        return UnrecordedLowering(decision_id=carried)
+    by = f"decision {carried!r}" if carried else "nobody we know"
+    return Drift(
+        expected=rollout.weights,
+        text=f"the flag is at {_words(seen(flag))} by {by}, the log says {_words(rollout.weights)} by {rollout.applied!r}",
+    )
+
+
+def _settle(moving: Moving, carried: str, flag: RouteFlag | None) -> Convergence:
+    killed = flag is not None and flag.killed
+    if carried == moving.decision_id and seen(flag) == moving.weights and not (killed and not lowers(moving.decision)):
+        return Landed()
+    if lowers(moving.decision):
+        return FinishLowering()
+    return GiveUpRaise(fenced=carried == fence_id(moving.decision_id))
+
+
+def _words(weights: Weights) -> str:
+    text = f"{weights.live / 1000:g}%"
+    return f"{text} (shadow {weights.shadow / 1000:g}%)" if weights.shadow else text

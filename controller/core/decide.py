@@ -1,0 +1,147 @@
+"""
+Why traffic moves: the one function that turns verdicts into a decision.
+
+It stands between the gates (what the numbers are worth) and the commit (what is written and done). The checks come in a fixed order,
+from the most urgent to the least, and the order is the policy:
+
+ 1. killed           a person has killed the flag                        -> roll back
+ 2. unrecorded       we lowered the flag while the log was down          -> roll back (record it)
+ 3. breach           an enforced gate is breached                        -> roll back, or pause if the plan says so
+ 4. drift            the flag carries what nobody decided                -> pause, or roll back if the plan says so
+ 5. paused           a person or we paused                               -> hold
+ 6. guard            whoever looks may only lower                        -> hold
+ 7. failed metrics   a query failed or cannot be trusted                 -> hold
+ 8. evidence         an enforced gate has not earned its pass            -> hold
+ 9. bake             the phase has not lasted long enough                -> hold
+10. freeze           the calendar says no                                -> hold
+11. approval         people have not said yes to the next phase          -> hold
+12. nothing left                                                         -> advance, or promote after the last phase
+
+Its one rule: traffic is raised in the last line and nowhere else, so each check above it is provably passed.
+"""
+
+from datetime import datetime
+from typing import assert_never
+
+from controller.core.converge import Convergence, Drift, Killed, UnrecordedLowering
+from controller.core.decision import Advance, Decision, Hold, Pause, Promote, RollBack, Why
+from controller.core.freeze import frozen_until
+from controller.core.gates import GateResult, Verdict, breaches, unproven
+from controller.core.plan import Approval, OnBreach, OnDrift, Plan
+from controller.core.rollout import AwaitingApproval, Baking, Paused, Pending, Rollout, Settled, Vote
+
+
+def decide(
+    rollout: Rollout, convergence: Convergence, results: tuple[GateResult, ...], now: datetime, *, may_raise: bool
+) -> Decision:
+    """
+    Args:
+        rollout: Neither ended nor moving.
+        convergence: How flag and log stand to each other.
+        results: The verdicts of the gates of the current phase, fresh.
+        now: The database's clock.
+        may_raise: True for the gate check, False for the guard.
+
+    Returns:
+        The decision with its reason.
+    """
+    plan, policy = rollout.plan, rollout.plan.policy
+    match convergence:
+        case Killed():
+            return RollBack(why=Why.KILLED, text="a person killed the flag")
+        case UnrecordedLowering(decision_id=lowered_by):
+            return RollBack(why=Why.UNRECORDED_LOWERING, text=f"{lowered_by} lowered the flag while the audit log could not be written")
+        case _:
+            pass
+
+    if breached := breaches(results):
+        text = "; ".join(f"{r.gate}: {r.reason}" for r in breached)
+        if policy.on_breach is OnBreach.ROLLBACK:
+            return RollBack(why=Why.BREACH, text=text)
+        if not isinstance(rollout.state, Paused):
+            return Pause(why=Why.BREACH, text=text)
+
+    if isinstance(convergence, Drift):
+        if policy.on_drift is OnDrift.ROLLBACK:
+            return RollBack(why=Why.DRIFT, text=convergence.text)
+        if not (isinstance(rollout.state, Paused) and rollout.state.why is Why.DRIFT):
+            return Pause(why=Why.DRIFT, text=convergence.text)
+
+    settled = rollout.state
+    if isinstance(settled, Paused):
+        return Hold(why=Why.PAUSED, text=f"paused: {settled.text}")
+    assert isinstance(settled, Pending | Baking | AwaitingApproval), settled
+    if not may_raise:
+        return Hold(why=Why.GUARD_ONLY, text="the guard found no reason to lower")
+
+    if failed := [r for r in results if r.verdict is Verdict.ERROR]:
+        text = "; ".join(f"{r.gate}: {r.reason}" for r in failed)
+        return Hold(why=Why.METRICS_FAILED, text=text, next_look=now + policy.every)
+    if not results and not isinstance(settled, Pending):
+        return Hold(why=Why.NOT_ENOUGH_EVIDENCE, text="no gate was judged", next_look=now + policy.every)
+    if missing := unproven(results):
+        text = "; ".join(f"{r.gate}: {r.reason}" for r in missing)
+        return Hold(why=Why.NOT_ENOUGH_EVIDENCE, text=text, next_look=now + policy.every)
+
+    if (baked := _baked_at(plan, settled)) is not None and now < baked:
+        phase = plan.phases[_phase(settled)]
+        return Hold(why=Why.BAKING, text=f"{phase.name} bakes until {baked:%Y-%m-%d %H:%M:%S} UTC", next_look=baked)
+
+    entering = 0 if (phase_index := _phase_or_none(settled)) is None else phase_index + 1
+    if entering == len(plan.phases):
+        return Promote(why=Why.GATES_PASSED, text=f"{plan.candidate.model} has passed every gate of the last phase, {plan.phases[-1].name}")
+
+    if (freeze := frozen_until(plan.freezes, now)) is not None:
+        name, ends = freeze
+        return Hold(why=Why.FROZEN, text=f"freeze {name!r} until {ends:%Y-%m-%d %H:%M} UTC", next_look=ends)
+
+    phase = plan.phases[entering]
+    if phase.approval is not None and (lacking := _lacking(phase.approval, settled, rollout.requester, now)):
+        return Hold(why=Why.AWAITING_APPROVAL, text=f"entering {phase.name} needs {lacking}")
+
+    if entering == 0:
+        return Advance(phase=0, why=Why.STARTED, text=f"start with {phase.name} at {phase.weight / 1000:g}%")
+    return Advance(
+        phase=entering,
+        why=Why.GATES_PASSED,
+        text=f"all gates of {plan.phases[entering - 1].name} passed; {phase.name} at {phase.weight / 1000:g}%",
+    )
+
+
+def votes_that_count(approval: Approval, votes: tuple[Vote, ...], requester: str, now: datetime) -> tuple[Vote, ...]:
+    """Votes of distinct people who belong to a named group, have not expired, and (if asked for) did not start the rollout."""
+    return tuple(
+        v
+        for v in votes
+        if set(v.groups) & set(approval.groups) and now < v.at + approval.expires and not (approval.not_requester and v.actor == requester)
+    )
+
+
+def _lacking(approval: Approval, settled: Settled, requester: str, now: datetime) -> str:
+    votes = settled.votes if isinstance(settled, AwaitingApproval) else ()
+    given = len(votes_that_count(approval, votes, requester, now))
+    if given >= approval.count:
+        return ""
+    return f"{approval.count - given} more approval{'s' if approval.count - given > 1 else ''} from {' or '.join(approval.groups)}"
+
+
+def _baked_at(plan: Plan, settled: Settled) -> datetime | None:
+    match settled:
+        case Pending():
+            return None
+        case Baking(phase=phase, since=since):
+            return since + plan.phases[phase].bake
+        case AwaitingApproval(phase=phase, since=since):
+            return None if phase is None else since + plan.phases[phase].bake
+        case _:
+            assert_never(settled)
+
+
+def _phase_or_none(settled: Settled) -> int | None:
+    return None if isinstance(settled, Pending) else settled.phase
+
+
+def _phase(settled: Settled) -> int:
+    index = _phase_or_none(settled)
+    assert index is not None, "a pending rollout does not bake"
+    return index

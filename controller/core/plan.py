@@ -1,0 +1,362 @@
+"""
+The plan of a rollout: what a person wrote in `rollout.yaml`, checked and in plain values.
+
+It is stored whole in the first row of the rollout's audit log, so that a replay needs no file. Its one rule: a plan that could
+never end well cannot be constructed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Literal
+
+from flagspec import WEIGHT_MAX, Variant
+
+
+class PlanError(ValueError):
+    """
+    A plan that contradicts itself; the message names the part and the value.
+
+    Args:
+        message: What is wrong and, where it is known, what to write instead.
+        where: The part of rollout.yaml that it is about, as keys and indexes.
+    """
+
+    def __init__(self, message: str, where: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.where = where
+
+
+class Mode(StrEnum):
+    SHADOW = "shadow"
+    LIVE = "live"
+
+
+class GateMode(StrEnum):
+    """What a breach of a gate does: act, tell people, or only be recorded."""
+
+    ENFORCE = "enforce"
+    WARN = "warn"
+    DRY_RUN = "dry_run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """
+    Who must say yes before a phase begins.
+
+    Args:
+        groups: An approver must belong to one of these.
+        count: Distinct people needed (>= 1).
+        expires: How long an approval counts after it was given.
+        not_requester: The person who started the rollout does not count.
+    """
+
+    groups: tuple[str, ...]
+    count: int = 1
+    expires: timedelta = timedelta(hours=48)
+    not_requester: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.groups:
+            raise PlanError("approval.from: names no group, so nobody could approve", ("from",))
+        if self.count < 1:
+            raise PlanError(f"approval.count: {self.count} is not at least 1", ("count",))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """
+    One step of the plan.
+
+    Args:
+        name: Unique within the plan.
+        mode: SHADOW mirrors requests and exposes nobody; LIVE lets the candidate answer.
+        weight: Share of units, 0..100000 thousandths of a percent (mirrored share in SHADOW).
+        bake: How long the phase must have lasted before it can be left upwards.
+        approval: Needed to *enter* the phase; None for no approval.
+    """
+
+    name: str
+    mode: Mode
+    weight: int
+    bake: timedelta
+    approval: Approval | None = None
+
+    @property
+    def live_weight(self) -> int:
+        return self.weight if self.mode is Mode.LIVE else 0
+
+    @property
+    def shadow_weight(self) -> int:
+        return self.weight if self.mode is Mode.SHADOW else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """The share of bad requests is at most `limit` (0..1). Indicators: error_ratio, timeout_ratio, availability."""
+
+    name: str
+    indicator: Literal["error_ratio", "timeout_ratio", "availability"]
+    limit: float
+    where: Mapping[str, str] = field(default_factory=dict)
+    mode: GateMode = GateMode.ENFORCE
+    kind: Literal["rate_limit"] = "rate_limit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantileLimit:
+    """The quantile (0..1) of an indicator in seconds is at most `limit_s`: at most 1 - quantile of the requests are slower."""
+
+    name: str
+    indicator: Literal["latency", "ttft"]
+    quantile: float
+    limit_s: float
+    where: Mapping[str, str] = field(default_factory=dict)
+    mode: GateMode = GateMode.ENFORCE
+    kind: Literal["quantile_limit"] = "quantile_limit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantileIncrease:
+    """The candidate's quantile exceeds that of the baseline beside it by at most `max_increase` (0.1 is 10 %)."""
+
+    name: str
+    indicator: Literal["latency", "ttft"]
+    quantile: float
+    max_increase: float
+    where: Mapping[str, str] = field(default_factory=dict)
+    mode: GateMode = GateMode.ENFORCE
+    kind: Literal["quantile_increase"] = "quantile_increase"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeanIncrease:
+    """The candidate's mean per request exceeds that of the baseline beside it by at most `max_increase` (0.1 is 10 %)."""
+
+    name: str
+    indicator: Literal["cost_per_request"]
+    max_increase: float
+    where: Mapping[str, str] = field(default_factory=dict)
+    mode: GateMode = GateMode.ENFORCE
+    kind: Literal["mean_increase"] = "mean_increase"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtLeast:
+    """Something must have happened at least `times` times in the rollout before the phase `by_phase` is left."""
+
+    name: str
+    indicator: Literal["fallbacks"]
+    times: int
+    by_phase: str
+    where: Mapping[str, str] = field(default_factory=dict)
+    mode: GateMode = GateMode.ENFORCE
+    kind: Literal["at_least"] = "at_least"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtMost:
+    """Something may be the case at most `times` times at the moment of the look (firing alerts)."""
+
+    name: str
+    indicator: Literal["firing_alerts"]
+    times: int
+    where: Mapping[str, str] = field(default_factory=dict)
+    mode: GateMode = GateMode.ENFORCE
+    kind: Literal["at_most"] = "at_most"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """The candidate reports requests while traffic that should reach it flows. Part of every plan; nobody has to write it."""
+
+    name: str = "candidate-reports"
+    where: Mapping[str, str] = field(default_factory=dict)
+    mode: GateMode = GateMode.ENFORCE
+    kind: Literal["silence"] = "silence"
+
+
+Gate = RateLimit | QuantileLimit | QuantileIncrease | MeanIncrease | AtLeast | AtMost | Silence
+
+
+class OnBreach(StrEnum):
+    ROLLBACK = "rollback"
+    PAUSE = "pause"
+
+
+class OnDrift(StrEnum):
+    PAUSE = "pause"
+    ROLLBACK = "rollback"
+
+
+class DeadManAction(StrEnum):
+    HOLD = "hold"
+    ROLLBACK = "rollback"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """
+    How the gates are run.
+
+    Args:
+        every: Time between gate checks (which may raise).
+        guard_every: Time between looks of the guard (which only lowers).
+        confidence: Of the intervals shown and, shared out over gates and looks, of a breach; within 0.5..1.
+        min_requests: Requests of the candidate that a passing verdict needs.
+        on_breach: What a breach does.
+        on_drift: What a flag value that no decision explains does.
+        dead_man_after: Without a gate check for so long, `dead_man_action` is due; None for never.
+    """
+
+    every: timedelta = timedelta(minutes=15)
+    guard_every: timedelta = timedelta(seconds=15)
+    confidence: float = 0.95
+    min_requests: int = 500
+    on_breach: OnBreach = OnBreach.ROLLBACK
+    on_drift: OnDrift = OnDrift.PAUSE
+    dead_man_after: timedelta | None = None
+    dead_man_action: DeadManAction = DeadManAction.HOLD
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.confidence < 1:
+            raise PlanError(f"gates.confidence: {self.confidence} is not within 0.5..1 (1 excluded)", ("gates", "confidence"))
+        if self.min_requests < 1:
+            raise PlanError(f"gates.min_requests: {self.min_requests} is not at least 1", ("gates", "min_requests"))
+        if self.every <= timedelta(0) or self.guard_every <= timedelta(0):
+            raise PlanError("gates.every and gates.guard_every must be longer than 0 s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreezeRule:
+    """Days on which nothing is raised: each occurrence of an RFC 5545 rule, a whole day in `timezone`."""
+
+    name: str
+    rrule: str
+    timezone: str
+    kind: Literal["rrule"] = "rrule"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FreezeSpan:
+    """A span of wall-clock time in `timezone`, `starts` included and `ends` excluded, in which nothing is raised."""
+
+    name: str
+    starts: datetime
+    ends: datetime
+    timezone: str
+    kind: Literal["span"] = "span"
+
+
+Freeze = FreezeRule | FreezeSpan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """
+    Everything a rollout was asked to do.
+
+    Args:
+        name: The rollout's name, as in ``metadata.name``.
+        owner: Team that answers for it.
+        environment, flag, unit: The flag that it moves and what the flag buckets.
+        baseline, candidate: The two sides.
+        profile: Which metric names the source has.
+        phases: In order; weights of live phases rise and end at 100 %.
+        gates: The rules, Silence included.
+        policy: How they are run.
+        freezes: When nothing is raised.
+        slack_channel: Where notices go; "" for the default.
+        labels: Free text of the user's.
+        kept: Parts of the file that are validated but not acted on yet, as written.
+    """
+
+    name: str
+    environment: str
+    flag: str
+    baseline: Variant
+    candidate: Variant
+    phases: tuple[Phase, ...]
+    gates: tuple[Gate, ...]
+    policy: Policy
+    owner: str = ""
+    unit: str = "user"
+    profile: str = "router"
+    freezes: tuple[Freeze, ...] = ()
+    slack_channel: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.baseline.model == self.candidate.model and dict(self.baseline.params) == dict(self.candidate.params):
+            raise PlanError(f"candidate: {self.candidate.model!r} is the same as the baseline, there is nothing to compare", ("candidate",))
+        _check_phases(self.phases)
+        _check_unique("slos", [gate.name for gate in self.gates])
+        names = {phase.name for phase in self.phases}
+        for gate in self.gates:
+            if isinstance(gate, AtLeast) and gate.by_phase not in names:
+                raise PlanError(f"events: by_phase {gate.by_phase!r} of {gate.name!r} is not a phase of this plan", ("events",))
+        for index, phase in enumerate(self.phases):
+            if not any(_measures(gate) for gate in self.gates_of(index)):
+                raise PlanError(
+                    f"phases: no enforced gate measures the candidate in {phase.name!r}, so nothing could pass there; add an SLO"
+                    + (" (comparisons need a baseline, and at 100% none runs)" if phase.live_weight == WEIGHT_MAX else ""),
+                    ("phases", index),
+                )
+
+    def gates_of(self, phase: int) -> tuple[Gate, ...]:
+        """The gates that are judged while a phase lasts: AtLeast from its phase on, comparisons as long as a baseline runs."""
+        order = {p.name: i for i, p in enumerate(self.phases)}
+        alone = self.phases[phase].live_weight == WEIGHT_MAX
+        return tuple(
+            g
+            for g in self.gates
+            if not (isinstance(g, AtLeast) and order[g.by_phase] > phase)
+            and not (isinstance(g, QuantileIncrease | MeanIncrease | Silence) and alone)
+        )
+
+    def gates_before_start(self) -> tuple[Gate, ...]:
+        """The gates that can be judged before the candidate has seen any traffic: what may be the case at most so often."""
+        return tuple(g for g in self.gates if isinstance(g, AtMost))
+
+
+def _measures(gate: Gate) -> bool:
+    """Whether a pass of this gate needs requests of the candidate."""
+    return gate.mode is GateMode.ENFORCE and isinstance(gate, RateLimit | QuantileLimit | QuantileIncrease | MeanIncrease)
+
+
+def _check_phases(phases: tuple[Phase, ...]) -> None:
+    if not phases:
+        raise PlanError("phases: a plan needs at least one phase", ("phases",))
+    _check_unique("phases", [phase.name for phase in phases])
+    highest, live = 0, False
+    for index, phase in enumerate(phases):
+        at = ("phases", index)
+        if not 0 < phase.weight <= WEIGHT_MAX:
+            raise PlanError(f"phases: traffic of {phase.name!r} is {phase.weight / 1000:g}%, not within 0%..100% (0 excluded)", (*at, "traffic"))
+        if phase.bake < timedelta(0):
+            raise PlanError(f"phases: bake of {phase.name!r} is negative", (*at, "bake"))
+        if phase.mode is Mode.SHADOW:
+            if live:
+                raise PlanError(f"phases: shadow phase {phase.name!r} comes after a live one; shadow comes first", (*at, "mode"))
+            continue
+        live = True
+        if phase.weight <= highest:
+            raise PlanError(
+                f"phases: traffic of {phase.name!r} is {phase.weight / 1000:g}%, which does not rise above the {highest / 1000:g}% before it",
+                (*at, "traffic"),
+            )
+        highest = phase.weight
+    if highest != WEIGHT_MAX:
+        raise PlanError(f"phases: the last phase has {highest / 1000:g}% of the traffic; a rollout ends at 100%", (*at, "traffic"))
+
+
+def _check_unique(what: str, names: list[str]) -> None:
+    """`what` is the part of the file that holds the names."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise PlanError(f"{what}: the name {name!r} is used twice", (what,))
+        seen.add(name)

@@ -1,0 +1,442 @@
+"""
+What a rollout is: the replay of its audit log.
+
+`next_state` is the only place where a rollout moves; live running and replay both go through it. Its one rule: an event that does not
+fit the state it meets is refused, because a log that contains it was not written by us.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal, assert_never
+
+from controller.core.decision import (
+    Abort,
+    Advance,
+    Decision,
+    Hold,
+    Pause,
+    Promote,
+    Resume,
+    RollBack,
+    Weights,
+    Why,
+    lowers,
+    target,
+)
+from controller.core.gates import GateResult
+from controller.core.measurement import Measurement
+from controller.core.plan import Plan
+
+
+class LogError(ValueError):
+    """The audit log contradicts itself; names the rollout, the row and both sides of the contradiction."""
+
+
+# --- states ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """One person's approval of entering a phase."""
+
+    actor: str
+    groups: tuple[str, ...]
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """Opened; the flag has not been touched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baking:
+    """At the weight of phase `phase` since `since`, when the flag store confirmed it."""
+
+    phase: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AwaitingApproval:
+    """As Baking (or Pending, with phase None), and ready to enter `entering` as soon as people say yes."""
+
+    phase: int | None
+    since: datetime
+    entering: int
+    asked_at: datetime
+    votes: tuple[Vote, ...] = ()
+
+
+Settled = Pending | Baking | AwaitingApproval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    """Nothing is raised until a person resumes; `settled` is what it was paused in."""
+
+    settled: Settled
+    why: Why
+    text: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moving:
+    """A change of the flag was decided and not yet confirmed; `settled` is where the rollout stands if it never lands."""
+
+    settled: Settled | Paused
+    decision: Decision
+    decision_id: str
+    weights: Weights
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promoted:
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolledBack:
+    why: Why
+    text: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aborted:
+    actor: str
+    text: str
+    at: datetime
+
+
+Ended = Promoted | RolledBack | Aborted
+State = Pending | Baking | AwaitingApproval | Paused | Moving | Promoted | RolledBack | Aborted
+
+
+# --- events ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The first row: the plan, whole. `key` makes opening idempotent (a flow run's id, for example)."""
+
+    plan: Plan
+    plan_digest: str
+    key: str
+    kind: Literal["opened"] = "opened"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What a decision rests on: each gate's measurement and verdict, and the exposure so far (requests)."""
+
+    measurements: tuple[tuple[str, Measurement], ...] = ()
+    results: tuple[GateResult, ...] = ()
+    exposure: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """
+    A decision, before any effect.
+
+    Args:
+        decision_id: Carried by the flag write; unique to rollout, row and kind.
+        decision: What was decided.
+        observed: What it rests on.
+        weights_before: Of the flag as it was read.
+        weights_after: That the decision asks for (equal to before if it asks for none).
+        flag_version_before: Of the flag as it was read; 0 when there was none.
+        source: Who looked: the gate check, the guard or a person.
+    """
+
+    decision_id: str
+    decision: Decision
+    observed: Observed = field(default_factory=Observed)
+    weights_before: Weights
+    weights_after: Weights
+    flag_version_before: int
+    source: Literal["gate_check", "guard", "person"]
+    kind: Literal["decided"] = "decided"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """The flag store confirmed the change; the bake clock starts here."""
+
+    decision_id: str
+    weights: Weights
+    flag_version: int
+    kind: Literal["applied"] = "applied"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandoned:
+    """A raise that did not land was fenced off; it will be judged again on fresh evidence."""
+
+    decision_id: str
+    text: str
+    flag_version: int
+    kind: Literal["abandoned"] = "abandoned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approved:
+    """A person said yes to entering phase `entering` (index)."""
+
+    entering: int
+    groups: tuple[str, ...]
+    kind: Literal["approved"] = "approved"
+
+
+Event = Opened | Decided | Applied | Abandoned | Approved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One row of the audit log: an event with its identity. `at` is the database's clock."""
+
+    rollout_id: str
+    seq: int
+    at: datetime
+    actor: str
+    event: Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """
+    A rollout as its log tells it.
+
+    Args:
+        state: Where it stands.
+        seq: Of the last row; the next row is seq + 1.
+        last_gate_check: When a gate check last wrote a row; None before the first.
+        troubled: Gate checks in a row that ended without usable evidence.
+        weights: What the flag must carry according to the log.
+        applied: The decision ids that the flag may carry: the last one confirmed, "" before the first.
+        exposure: Requests that the candidate answered, as last measured.
+    """
+
+    id: str
+    plan: Plan
+    plan_digest: str
+    requester: str
+    opened_at: datetime
+    state: State
+    seq: int
+    last_gate_check: datetime | None = None
+    troubled: int = 0
+    weights: Weights = field(default_factory=Weights)
+    applied: str = ""
+    exposure: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        return isinstance(self.state, Promoted | RolledBack | Aborted)
+
+    @property
+    def settled(self) -> Settled | None:
+        """The settled state beneath pauses and moves; None once ended."""
+        return settled_of(self.state)
+
+    @property
+    def phase(self) -> int | None:
+        """Index of the phase it is in; None before the first and after the end."""
+        return None if (s := self.settled) is None else phase_of(s)
+
+
+def settled_of(state: State) -> Settled | None:
+    match state:
+        case Moving(settled=inner) | Paused(settled=inner):
+            return settled_of(inner)
+        case Pending() | Baking() | AwaitingApproval():
+            return state
+        case Promoted() | RolledBack() | Aborted():
+            return None
+        case _:
+            assert_never(state)
+
+
+def phase_of(settled: Settled) -> int | None:
+    return None if isinstance(settled, Pending) else settled.phase
+
+
+def replay(entries: Iterable[Entry]) -> Rollout:
+    """
+    Args:
+        entries: The rows of one rollout, in order of `seq` from 1.
+
+    Raises:
+        LogError: no rows, a gap, a row of another rollout, or an event that does not fit.
+    """
+    rollout: Rollout | None = None
+    for entry in entries:
+        rollout = _open(entry) if rollout is None else step(rollout, entry)
+    if rollout is None:
+        raise LogError("the rollout has no audit rows")
+    return rollout
+
+
+def step(rollout: Rollout, entry: Entry) -> Rollout:
+    """The rollout after one more row."""
+    if entry.rollout_id != rollout.id or entry.seq != rollout.seq + 1:
+        raise LogError(f"row {entry.rollout_id}/{entry.seq} cannot follow row {rollout.id}/{rollout.seq}")
+    try:
+        state = next_state(rollout.state, entry.event, entry.at, entry.actor)
+    except LogError as exc:
+        raise LogError(f"row {entry.rollout_id}/{entry.seq}: {exc}") from None
+    changes: dict[str, object] = {"state": state, "seq": entry.seq}
+    match entry.event:
+        case Decided() as event:
+            if event.source == "gate_check":
+                changes["last_gate_check"] = entry.at
+                trouble = isinstance(event.decision, Hold) and event.decision.why in (Why.METRICS_FAILED, Why.NOT_ENOUGH_EVIDENCE)
+                changes["troubled"] = rollout.troubled + 1 if trouble else 0
+            if event.observed.exposure is not None:
+                changes["exposure"] = event.observed.exposure
+        case Applied() as event:
+            changes["weights"], changes["applied"] = event.weights, event.decision_id
+        case Abandoned() as event:
+            changes["applied"] = fence_id(event.decision_id)
+        case Opened() | Approved():
+            pass
+    return replace(rollout, **changes)  # type: ignore[arg-type]  # replace() is typed per field, the dict is not
+
+
+def _open(entry: Entry) -> Rollout:
+    if not isinstance(entry.event, Opened) or entry.seq != 1:
+        raise LogError(f"row {entry.rollout_id}/{entry.seq}: the first row must open the rollout, got {entry.event.kind!r}")
+    return Rollout(
+        id=entry.rollout_id,
+        plan=entry.event.plan,
+        plan_digest=entry.event.plan_digest,
+        requester=entry.actor,
+        opened_at=entry.at,
+        state=Pending(),
+        seq=1,
+    )
+
+
+def fence_id(decision_id: str) -> str:
+    """What the flag carries after a lost raise was fenced off."""
+    return f"{decision_id}.abandoned"
+
+
+def next_state(state: State, event: Event, at: datetime, actor: str) -> State:
+    """
+    Where an event leads.
+
+    Args:
+        state: Before the event.
+        event: What the row says.
+        at: When the row was written.
+        actor: Who wrote it.
+
+    Raises:
+        LogError: the event does not fit the state.
+    """
+    match event:
+        case Opened():
+            raise LogError("a rollout is opened once, by its first row")
+        case Decided():
+            return _decided(state, event, at)
+        case Applied():
+            moving = _expect_moving(state, event.decision_id)
+            return _landed(moving, at, actor)
+        case Abandoned():
+            moving = _expect_moving(state, event.decision_id)
+            if lowers(moving.decision):
+                raise LogError(f"{moving.decision.kind} {event.decision_id} was abandoned; lowering is always finished")
+            return moving.settled
+        case Approved():
+            return _approved(state, event, at, actor)
+        case _:
+            assert_never(event)
+
+
+def _decided(state: State, event: Decided, at: datetime) -> State:
+    if isinstance(state, Moving):
+        raise LogError(f"decided {event.decision.kind} while {state.decision_id} is on its way")
+    if isinstance(state, Promoted | RolledBack | Aborted):
+        raise LogError(f"decided {event.decision.kind} after the rollout ended")
+    settled: Settled | Paused = state
+    match event.decision:
+        case Hold(why=Why.AWAITING_APPROVAL):
+            return _await(settled, at)
+        case Hold():
+            return settled
+        case Pause():
+            inner = settled.settled if isinstance(settled, Paused) else settled
+            return Paused(settled=inner, why=event.decision.why, text=event.decision.text, since=at)
+        case Resume():
+            if not isinstance(settled, Paused):
+                raise LogError("resumed a rollout that is not paused")
+        case Advance() | Promote():
+            if isinstance(settled, Paused):
+                raise LogError(f"decided {event.decision.kind} while paused")
+        case RollBack() | Abort():
+            pass
+        case _:
+            assert_never(event.decision)
+    return Moving(
+        settled=settled, decision=event.decision, decision_id=event.decision_id, weights=event.weights_after, since=at
+    )
+
+
+def _await(settled: Settled | Paused, at: datetime) -> State:
+    match settled:
+        case AwaitingApproval():
+            return settled
+        case Pending():
+            return AwaitingApproval(phase=None, since=at, entering=0, asked_at=at)
+        case Baking():
+            return AwaitingApproval(phase=settled.phase, since=settled.since, entering=settled.phase + 1, asked_at=at)
+        case Paused():
+            raise LogError("asked for approval while paused")
+        case _:
+            assert_never(settled)
+
+
+def _approved(state: State, event: Approved, at: datetime, actor: str) -> State:
+    match state:
+        case AwaitingApproval() if state.entering == event.entering:
+            votes = tuple(v for v in state.votes if v.actor != actor)
+            return replace(state, votes=(*votes, Vote(actor=actor, groups=event.groups, at=at)))
+        case _:
+            raise LogError(f"approved entering phase {event.entering}, which nobody was asked for")
+
+
+def _expect_moving(state: State, decision_id: str) -> Moving:
+    if not isinstance(state, Moving) or state.decision_id != decision_id:
+        raise LogError(f"{decision_id} was settled, but it was not on its way")
+    return state
+
+
+def _landed(moving: Moving, at: datetime, actor: str) -> State:
+    match moving.decision:
+        case Advance(phase=phase):
+            return Baking(phase=phase, since=at)
+        case Resume():
+            inner = settled_of(moving.settled)
+            resumed = None if inner is None else phase_of(inner)
+            # Evidence from before the pause may be stale: the phase bakes anew.
+            return Pending() if resumed is None else Baking(phase=resumed, since=at)
+        case Promote():
+            return Promoted(at=at)
+        case RollBack() as decision:
+            return RolledBack(why=decision.why, text=decision.text, at=at)
+        case Abort() as decision:
+            return Aborted(actor=actor, text=decision.text, at=at)
+        case Hold() | Pause():
+            raise LogError(f"{moving.decision.kind} does not move the flag")
+        case _:
+            assert_never(moving.decision)
+
+
+def moves(plan: Plan, settled: Settled | None, decision: Decision) -> Weights | None:
+    """The weights a decision asks for from a settled state; None when it leaves the flag alone."""
+    return target(plan, decision, None if settled is None else phase_of(settled))

@@ -1,0 +1,271 @@
+"""
+The edges of the controller: what it asks of the world, in its own words, and how each may fail.
+
+Each port has one to three methods. The real and the in-memory version stand in `controller.adapters` and pass the same tests. Its one
+rule: only these errors cross a port; an adapter translates whatever its library raises.
+
+    PortError
+    +-- Unavailable            try again later: the thing is down, slow or refuses
+    |   +-- AuditUnavailable   no row was written as far as we know: read again before you write again
+    |   +-- FlagUnavailable    the write may or may not have landed: read before you write again
+    |   +-- NotifierUnavailable  carries `retry_after_s` when the other side named it
+    +-- SeqTaken               another controller has written this row: start over from the log
+    +-- FlagConflict           the flag is at another version than expected
+    +-- FlagKilled             the flag is killed and must not be raised
+    +-- FlagHeld               another rollout holds the flag
+    +-- UnknownFlag            there is no such flag to kill
+    +-- UnknownRollout         no rollout has this id
+    +-- NotifierRefused        the message can never be delivered as it is
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from controller.core.measurement import Measurement
+from controller.core.notice import Notice
+from controller.core.plan import Gate
+from controller.core.rollout import Entry, Event
+from flagspec import RouteFlag, Variant
+
+
+class PortError(Exception):
+    """Anything a port can raise."""
+
+
+class Unavailable(PortError):
+    """Temporary: the same call may succeed later."""
+
+
+class AuditUnavailable(Unavailable):
+    pass
+
+
+class FlagUnavailable(Unavailable):
+    pass
+
+
+class NotifierUnavailable(Unavailable):
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class SeqTaken(PortError):
+    pass
+
+
+class FlagConflict(PortError):
+    pass
+
+
+class FlagKilled(PortError):
+    pass
+
+
+class FlagHeld(PortError):
+    pass
+
+
+class UnknownFlag(PortError):
+    pass
+
+
+class UnknownRollout(PortError):
+    pass
+
+
+class NotifierRefused(PortError):
+    pass
+
+
+# --- audit log ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewEntry:
+    """A row to be written; the log adds its time and its place in the hash chain."""
+
+    rollout_id: str
+    seq: int
+    actor: str
+    event: Event
+
+
+class AuditLog(Protocol):
+    """The append-only log. All times are the database's."""
+
+    def now(self) -> datetime:
+        """The database's clock, aware UTC."""
+
+    def entries(self, rollout_id: str) -> Sequence[Entry]:
+        """
+        All rows of a rollout in order of `seq`.
+
+        Raises:
+            UnknownRollout: there are none.
+            AuditUnavailable: they cannot be read.
+        """
+
+    def append(self, new: NewEntry, notice: Notice | None) -> Entry:
+        """
+        Write one row and the notice that tells of it, in one transaction.
+
+        An `Opened` row takes the flag for its rollout; the row that ends a rollout (`ends`) gives it back.
+
+        Raises:
+            SeqTaken: (rollout_id, seq) exists.
+            FlagHeld: an Opened row for a flag that another rollout holds.
+            AuditUnavailable: see above; after an unclear commit the adapter has read again by key.
+        """
+
+
+class RolloutIndex(Protocol):
+    """Which rollouts there are."""
+
+    def active(self) -> Sequence[str]:
+        """Ids of the rollouts that hold a flag, oldest first."""
+
+    def known(self, limit: int) -> Sequence[str]:
+        """Ids of the latest rollouts, ended ones included, newest first."""
+
+
+# --- flags ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlagChange:
+    """All that a decision writes into a flag; version and revision are the store's."""
+
+    environment: str
+    key: str
+    control: Variant
+    candidate: Variant
+    salt: str
+    unit: str
+    weight: int
+    shadow_weight: int
+    decision_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlagCapabilities:
+    """
+    What a store can promise.
+
+    Args:
+        cas: ``native`` when a write can be refused by version, ``none`` when it can only be read back.
+        granularity: Smallest step of a weight, in thousandths of a percent.
+        propagation_bound_s: Within how many seconds a reader sees a write, at the latest.
+    """
+
+    cas: str
+    granularity: int
+    propagation_bound_s: float
+
+
+class FlagStore(Protocol):
+    capabilities: FlagCapabilities
+
+    def read(self, environment: str, key: str) -> RouteFlag | None:
+        """None when there is no such flag. Raises FlagUnavailable."""
+
+    def write(self, change: FlagChange, expected_version: int) -> RouteFlag:
+        """
+        Write if the flag is at `expected_version` (0: it does not exist yet).
+
+        Raises:
+            FlagConflict: it is not.
+            FlagKilled: it is killed and the change has weight > 0 or shadow_weight > 0.
+            FlagUnavailable: unknown whether it landed.
+        """
+
+    def set_killed(self, environment: str, key: str, killed: bool, *, actor: str, reason: str) -> RouteFlag:
+        """
+        The kill switch: unconditional and latched. Un-killing sets the weights to 0.
+
+        Raises:
+            UnknownFlag: there is no such flag.
+            FlagUnavailable: unknown whether it landed.
+        """
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """
+    Whose traffic is measured, and when.
+
+    Args:
+        environment, flag: The flag under evaluation.
+        arm: ``candidate`` in live phases, ``shadow`` in shadow phases.
+        since: Start of the window: when this phase's weight was confirmed.
+        opened_at: Start of the rollout, for what counts over all phases.
+        at: End of the window and evaluation time of every query.
+    """
+
+    environment: str
+    flag: str
+    arm: str
+    since: datetime
+    opened_at: datetime
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One measurement per gate, in the gates' order, and the exposure (requests) or None when it could not be read."""
+
+    measurements: tuple[Measurement, ...]
+    exposure: float | None
+
+
+class MetricSource(Protocol):
+    def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
+        """Never raises for anything the source does: that is a QueryFailed measurement."""
+
+
+# --- people ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letter:
+    """A notice on its way, with the identity that makes delivering it twice harmless."""
+
+    id: int
+    notice: Notice
+
+
+class Outbox(Protocol):
+    """Notices that were committed and not yet delivered."""
+
+    def due(self, limit: int) -> Sequence[Letter]:
+        """The oldest that may be tried now, in order; none of a rollout whose earlier letter waits. Raises AuditUnavailable."""
+
+    def done(self, letter: Letter) -> None:
+        """It was delivered."""
+
+    def failed(self, letter: Letter, reason: str, retry_after_s: float | None, *, final: bool) -> None:
+        """It was not: try again after a pause, or never when `final`."""
+
+
+class Notifier(Protocol):
+    def deliver(self, letter: Letter) -> None:
+        """
+        Raises:
+            NotifierUnavailable: try again later.
+            NotifierRefused: never try this again.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """What `tick` and the commands need."""
+
+    audit: AuditLog
+    index: RolloutIndex
+    flags: FlagStore
+    metrics: MetricSource

@@ -1,0 +1,128 @@
+"""
+Where everything is: the only place that reads the environment.
+
+A running `penstock up` leaves the addresses of what it started in `run.json` in the home folder, so that a second shell finds them;
+the environment always wins over it.
+
+| variable | meaning | default |
+|---|---|---|
+| PENSTOCK_HOME | data of the embedded services, run.json, logs | `.penstock` below the current folder |
+| PENSTOCK_DATABASE_URL | `postgresql://` of the controller's database | embedded, started by `penstock up` |
+| PENSTOCK_PROMETHEUS_URL | base address of Prometheus | started by `penstock up` |
+| PENSTOCK_PROMETHEUS_BIN | the Prometheus program to start | `prometheus` on the PATH |
+| PENSTOCK_SCRAPE_INTERVAL | how often Prometheus scrapes the routers | `15s` |
+| PREFECT_API_URL | Prefect's API | started by `penstock up` |
+| PENSTOCK_LISTEN | where `penstock serve` listens | `127.0.0.1:8420` |
+| PENSTOCK_SLACK_TOKEN | bot token (`xoxb-...`); without it notices go to the log | none |
+| PENSTOCK_SLACK_CHANNEL | default channel | `#llm-rollouts` |
+| PENSTOCK_SLACK_API_URL | another Slack API, for a stand-in | Slack's |
+| PENSTOCK_ACTOR | who acts on the command line | the login name |
+| PENSTOCK_GROUPS | the groups of that person, comma separated | none |
+"""
+
+import getpass
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from specfile import parse_duration
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; names the variable or file and the value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings; None where a service is neither named nor known to run."""
+
+    home: Path
+    database_url: str | None = None
+    prometheus_url: str | None = None
+    prometheus_bin: str | None = None
+    prefect_api_url: str | None = None
+    scrape_interval: timedelta = timedelta(seconds=15)
+    listen: str = "127.0.0.1:8420"
+    slack_token: str = field(default="", repr=False)
+    slack_channel: str = "#llm-rollouts"
+    slack_api_url: str | None = None
+    actor: str = ""
+    groups: tuple[str, ...] = ()
+
+    @property
+    def run_file(self) -> Path:
+        return self.home / "run.json"
+
+
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """
+    Args:
+        environ: Instead of the process's environment.
+
+    Raises:
+        SettingsError: a value that cannot be used, or a run.json that is not one.
+    """
+    env = os.environ if environ is None else environ
+    home = Path(env.get("PENSTOCK_HOME", ".penstock")).absolute()
+    run = _running(home / "run.json")
+
+    def get(name: str, key: str) -> str | None:
+        return env.get(name) or run.get(key)
+
+    database_url = get("PENSTOCK_DATABASE_URL", "database_url")
+    if database_url is not None and not database_url.startswith(("postgresql://", "postgresql+psycopg://")):
+        scheme = database_url.split(":", 1)[0]
+        raise SettingsError(f"PENSTOCK_DATABASE_URL: {scheme!r} is not a postgresql:// address")
+    scrape = get("PENSTOCK_SCRAPE_INTERVAL", "scrape_interval") or "15s"
+    try:
+        scrape_interval = parse_duration(scrape)
+    except ValueError as exc:
+        raise SettingsError(f"PENSTOCK_SCRAPE_INTERVAL: {exc}") from exc
+    return Settings(
+        home=home,
+        database_url=database_url,
+        prometheus_url=get("PENSTOCK_PROMETHEUS_URL", "prometheus_url"),
+        prometheus_bin=env.get("PENSTOCK_PROMETHEUS_BIN"),
+        prefect_api_url=get("PREFECT_API_URL", "prefect_api_url"),
+        scrape_interval=scrape_interval,
+        listen=get("PENSTOCK_LISTEN", "listen") or "127.0.0.1:8420",
+        slack_token=env.get("PENSTOCK_SLACK_TOKEN", ""),
+        slack_channel=env.get("PENSTOCK_SLACK_CHANNEL") or "#llm-rollouts",
+        slack_api_url=env.get("PENSTOCK_SLACK_API_URL"),
+        actor=env.get("PENSTOCK_ACTOR") or _login(),
+        groups=tuple(g.strip() for g in env.get("PENSTOCK_GROUPS", "").split(",") if g.strip()),
+    )
+
+
+def _running(path: Path) -> Mapping[str, Any]:
+    """What a running `penstock up` wrote; nothing when it is gone."""
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as exc:
+        raise SettingsError(f"{path}: cannot be read as run.json: {exc}; remove it if penstock up is not running") from exc
+    return data if isinstance(data, dict) and _alive(data.get("pid")) else {}
+
+
+def _alive(pid: object) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

@@ -1,0 +1,423 @@
+"""
+``rollout.yaml``: what a person writes, and how it becomes a plan.
+
+It is also the form that Prefect draws and the body that the API takes. Its one rule: what it accepts can run; everything that
+contradicts itself is refused here, with its place in the file. Parts whose feature comes later (`budget`, `dead_man`, `digest`)
+are validated and kept; `kept_for_later` names those a file sets.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from controller.core import plan as core
+from controller.core.freeze import check as check_freeze
+from flagspec import WEIGHT_MAX, Variant
+from flagspec.latency import nearest_edges
+from specfile import (
+    Duration,
+    Inconsistent,
+    Increase,
+    Loc,
+    Money,
+    PositiveDuration,
+    Ratio,
+    format_duration,
+    parse,
+    parse_duration,
+    parse_ratio,
+)
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+"""Reaches PromQL, flag keys and file names: lower case, digits, dot, dash, underscore."""
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
+LabelName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")]
+Mode = Literal["enforce", "warn", "dry_run"]
+
+
+def _at(position: int, default: Any = ..., **more: Any) -> Any:
+    """A field that keeps its place in Prefect's form, which on Postgres forgets the order of nested fields."""
+    return Field(default, json_schema_extra={"position": position}, **more)
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Metadata(_Spec):
+    """Who this rollout is."""
+
+    name: Name = _at(0, description="Name of the rollout")
+    owner: str = _at(1, "", description="Team that answers for it")
+    labels: dict[str, str] = _at(2, {}, description="Free labels, such as a ticket")
+
+
+class Side(_Spec):
+    """A model with the request parameters this side adds."""
+
+    model: ModelName = _at(0, description="Name of the model, as the router knows it")
+    params: dict[str, Any] = _at(1, {}, description="Request parameters this side adds")
+
+    def variant(self) -> Variant:
+        return Variant(model=self.model, params=self.params)
+
+
+class Metrics(_Spec):
+    """Where the numbers come from."""
+
+    profile: Literal["router", "otel-genai", "litellm", "envoy-ai-gateway", "custom"] = _at(0, "router")
+
+
+class Slo(_Spec):
+    """
+    An absolute limit. Latency and time to first token take a quantile and a duration; ratios take a percentage.
+
+    Args:
+        max: ``1.0s`` or ``1%``; everything but availability.
+        min: ``99.9%``; availability only.
+    """
+
+    name: Name = _at(0)
+    indicator: Literal["latency", "ttft", "error_ratio", "timeout_ratio", "availability"] = _at(1)
+    where: dict[LabelName, str] = _at(2, {}, description="Label filters, such as streaming: 'true'")
+    quantile: Annotated[float, Field(gt=0, lt=1)] | None = _at(3, None, description="0.95 for p95; latency and ttft only")
+    max: str | None = _at(4, None, description="1.0s or 1%")
+    min: str | None = _at(5, None, description="99.9%; availability only")
+    mode: Mode = _at(6, "enforce")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Slo":
+        if problems := list(self._problems()):
+            raise Inconsistent(problems)
+        return self
+
+    def _problems(self) -> Iterator[tuple[Loc, str]]:
+        timed = self.indicator in ("latency", "ttft")
+        if timed and self.quantile is None:
+            yield (), f"{self.indicator} needs a quantile (write quantile: 0.95)"
+        if not timed and self.quantile is not None:
+            yield ("quantile",), f"{self.indicator} has no quantile; it is a share of requests"
+        needed, other = ("min", "max") if self.indicator == "availability" else ("max", "min")
+        if getattr(self, other) is not None:
+            yield (other,), f"{self.indicator} has a {needed}, not a {other}"
+        text = getattr(self, needed)
+        if text is None:
+            yield (), f"{self.indicator} needs a {needed} (write {needed}: {'3.0s' if timed else '99.9%' if needed == 'min' else '1%'})"
+            return
+        try:
+            seconds = parse_duration(text).total_seconds() if timed else parse_ratio(text)
+        except ValueError as exc:
+            yield (needed,), str(exc)
+            return
+        if timed and seconds <= 0:
+            yield (needed,), f"{text!r} can never be met: it must be longer than nothing"
+        if not timed and needed == "max" and seconds >= 1:
+            yield (needed,), f"{text!r} allows everything to fail; the gate could never say no"
+        if not timed and needed == "min" and seconds <= 0:
+            yield (needed,), f"{text!r} allows everything to fail; the gate could never say no"
+
+    def gate(self) -> core.Gate:
+        mode = core.GateMode(self.mode)
+        if self.indicator == "latency" or self.indicator == "ttft":
+            assert self.max is not None and self.quantile is not None
+            return core.QuantileLimit(
+                name=self.name,
+                indicator=self.indicator,
+                quantile=self.quantile,
+                limit_s=parse_duration(self.max).total_seconds(),
+                where=self.where,
+                mode=mode,
+            )
+        # 1 - 0.999 is 0.0010000000000000009 in binary; the limit that people wrote is 0.001.
+        limit = round(1 - parse_ratio(self.min), 12) if self.min is not None else parse_ratio(self.max or "")
+        return core.RateLimit(name=self.name, indicator=self.indicator, limit=limit, where=self.where, mode=mode)
+
+
+class Comparison(_Spec):
+    """The candidate against the baseline that runs beside it."""
+
+    name: Name = _at(0)
+    indicator: Literal["latency", "ttft", "cost_per_request"] = _at(1)
+    where: dict[LabelName, str] = _at(2, {})
+    quantile: Annotated[float, Field(gt=0, lt=1)] | None = _at(3, None, description="0.95 for p95; latency and ttft only")
+    max_increase: Increase = _at(4, description="10% allows the candidate a tenth more than the baseline")
+    mode: Mode = _at(5, "enforce")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Comparison":
+        if self.indicator == "cost_per_request" and self.quantile is not None:
+            raise Inconsistent([(("quantile",), "cost_per_request is compared by its mean and has no quantile")])
+        if self.indicator != "cost_per_request" and self.quantile is None:
+            raise Inconsistent([((), f"{self.indicator} needs a quantile (write quantile: 0.95)")])
+        return self
+
+    def gate(self) -> core.Gate:
+        mode = core.GateMode(self.mode)
+        if self.indicator == "cost_per_request":
+            return core.MeanIncrease(
+                name=self.name, indicator="cost_per_request", max_increase=self.max_increase, where=self.where, mode=mode
+            )
+        assert self.quantile is not None
+        return core.QuantileIncrease(
+            name=self.name,
+            indicator=self.indicator,
+            quantile=self.quantile,
+            max_increase=self.max_increase,
+            where=self.where,
+            mode=mode,
+        )
+
+
+class Happening(_Spec):
+    """Something that must have happened (`at_least`, before a phase is left) or may not be the case (`at_most`)."""
+
+    name: Name = _at(0)
+    indicator: Literal["fallbacks", "firing_alerts"] = _at(1)
+    where: dict[LabelName, str] = _at(2, {})
+    at_least: Annotated[int, Field(ge=1)] | None = _at(3, None)
+    at_most: Annotated[int, Field(ge=0)] | None = _at(4, None)
+    by_phase: Name | None = _at(5, None, description="The phase that is not left before; at_least only")
+    mode: Mode = _at(6, "enforce")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Happening":
+        if self.indicator == "fallbacks" and (self.at_least is None or self.at_most is not None):
+            raise Inconsistent([((), "fallbacks are asked for with at_least")])
+        if self.indicator == "firing_alerts" and (self.at_most is None or self.at_least is not None):
+            raise Inconsistent([((), "firing_alerts are limited with at_most")])
+        if self.at_least is not None and self.by_phase is None:
+            raise Inconsistent([((), "at_least needs by_phase: the phase that is not left before")])
+        if self.at_most is not None and self.by_phase is not None:
+            raise Inconsistent([(("by_phase",), "at_most holds at every look and has no by_phase")])
+        return self
+
+    def gate(self) -> core.Gate:
+        mode = core.GateMode(self.mode)
+        if self.at_least is not None:
+            return core.AtLeast(
+                name=self.name,
+                indicator="fallbacks",
+                times=self.at_least,
+                by_phase=self.by_phase or "",
+                where=self.where,
+                mode=mode,
+            )
+        return core.AtMost(name=self.name, indicator="firing_alerts", times=self.at_most or 0, where=self.where, mode=mode)
+
+
+class DeadMan(_Spec):
+    """What is due when no gate check has run for so long."""
+
+    after: PositiveDuration = _at(0)
+    action: Literal["hold", "rollback"] = _at(1, "hold")
+
+
+class Gates(_Spec):
+    """How the gates are run."""
+
+    every: PositiveDuration = _at(0, timedelta(minutes=15), description="Time between gate checks, which may raise")
+    guard_every: PositiveDuration = _at(1, timedelta(seconds=15), description="Time between looks of the guard, which only lowers")
+    confidence: float = _at(2, 0.95)
+    min_requests: int = _at(3, 500, description="Requests of the candidate that a passing verdict needs")
+    on_breach: Literal["rollback", "pause"] = _at(4, "rollback")
+    on_no_data: Literal["hold"] = _at(5, "hold", description="No data is never a pass")
+    on_drift: Literal["pause", "rollback"] = _at(6, "pause", description="When the flag carries what nobody decided")
+    dead_man: DeadMan | None = _at(7, None)
+
+    def policy(self) -> core.Policy:
+        return core.Policy(
+            every=self.every,
+            guard_every=self.guard_every,
+            confidence=self.confidence,
+            min_requests=self.min_requests,
+            on_breach=core.OnBreach(self.on_breach),
+            on_drift=core.OnDrift(self.on_drift),
+            dead_man_after=None if self.dead_man is None else self.dead_man.after,
+            dead_man_action=core.DeadManAction.HOLD if self.dead_man is None else core.DeadManAction(self.dead_man.action),
+        )
+
+
+class ApprovalSpec(_Spec):
+    """Who must say yes before the phase begins."""
+
+    from_: list[Name] = Field(alias="from", json_schema_extra={"position": 0})
+    count: int = _at(1, 1)
+    expires: PositiveDuration = _at(2, timedelta(hours=48))
+    not_requester: bool = _at(3, True)
+
+    def approval(self) -> core.Approval:
+        return core.Approval(
+            groups=tuple(self.from_), count=self.count, expires=self.expires, not_requester=self.not_requester
+        )
+
+
+class PhaseSpec(_Spec):
+    """One step."""
+
+    name: Name = _at(0)
+    mode: Literal["shadow", "live"] = _at(1, "live", description="shadow mirrors requests and exposes nobody")
+    traffic: Ratio = _at(2, description="Share of the units, 5%")
+    bake: Duration = _at(3, description="How long the phase lasts at least")
+    approval: ApprovalSpec | None = _at(4, None)
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PhaseSpec":
+        exact = self.traffic * WEIGHT_MAX
+        if abs(exact - round(exact)) > 1e-6 or round(exact) == 0:
+            raise Inconsistent([(("traffic",), f"{self.traffic * 100:g}% is not a whole number of thousandths of a percent above 0")])
+        return self
+
+    def phase(self) -> core.Phase:
+        return core.Phase(
+            name=self.name,
+            mode=core.Mode(self.mode),
+            weight=round(self.traffic * WEIGHT_MAX),
+            bake=self.bake,
+            approval=None if self.approval is None else self.approval.approval(),
+        )
+
+
+class Budget(_Spec):
+    """What the candidate may cost."""
+
+    per_day: Money | None = _at(0, None)
+    total: Money | None = _at(1, None)
+    warn_at: Ratio = _at(2, 0.8)
+    on_exceed: Literal["downgrade", "hold", "rollback"] = _at(3, "hold")
+
+
+class FreezeSpec(_Spec):
+    """When nothing is raised: a recurrence rule (whole days), or a span."""
+
+    name: Name = _at(0)
+    rrule: str | None = _at(1, None, description="RFC 5545, such as FREQ=WEEKLY;BYDAY=SA,SU")
+    from_: datetime | None = Field(None, alias="from", json_schema_extra={"position": 2})
+    to: datetime | None = _at(3, None)
+    timezone: str = _at(4, "UTC")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "FreezeSpec":
+        if (self.rrule is None) == (self.from_ is None) or (self.from_ is None) != (self.to is None):
+            raise Inconsistent([((), "a freeze has either an rrule, or both from and to")])
+        if any(t is not None and t.tzinfo is not None for t in (self.from_, self.to)):
+            raise Inconsistent([(("from",), "from and to are wall-clock times; the zone stands in timezone")])
+        try:
+            check_freeze(self.freeze())
+        except core.PlanError as exc:
+            raise Inconsistent([((), str(exc))]) from exc
+        return self
+
+    def freeze(self) -> core.Freeze:
+        if self.rrule is not None:
+            return core.FreezeRule(name=self.name, rrule=self.rrule, timezone=self.timezone)
+        assert self.from_ is not None and self.to is not None
+        return core.FreezeSpan(name=self.name, starts=self.from_, ends=self.to, timezone=self.timezone)
+
+
+class Slack(_Spec):
+    channel: Annotated[str, Field(pattern=r"^[#@]?[A-Za-z0-9._-]{1,80}$")] = _at(0, "#llm-rollouts")
+    digest: str | None = _at(1, None, description="09:00 Europe/Berlin")
+
+
+class Notify(_Spec):
+    slack: Slack | None = _at(0, None)
+
+
+class RolloutSpec(_Spec):
+    """A rollout, as written in rollout.yaml."""
+
+    api_version: Literal["penstock/v1"] = Field("penstock/v1", alias="apiVersion", json_schema_extra={"position": 0})
+    kind: Literal["Rollout"] = _at(1, "Rollout")
+    metadata: Metadata = _at(2)
+    environment: Name = _at(3, "production")
+    flag: Name = _at(4, description="The flag that this rollout moves")
+    unit: Literal["user", "tenant", "session", "request"] = _at(5, "user", description="What is bucketed")
+    baseline: Side = _at(6)
+    candidate: Side = _at(7)
+    metrics: Metrics = _at(8, Metrics())
+    slos: list[Slo] = _at(9, [], description="Absolute limits")
+    comparisons: list[Comparison] = _at(10, [], description="Limits against the baseline")
+    events: list[Happening] = _at(11, [])
+    gates: Gates = _at(12, Gates())
+    phases: list[PhaseSpec] = _at(13)
+    budget: Budget | None = _at(14, None)
+    freeze: list[FreezeSpec] = _at(15, [])
+    notify: Notify = _at(16, Notify())
+
+    @model_validator(mode="after")
+    def _fits(self) -> "RolloutSpec":
+        problems: list[tuple[Loc, str]] = list(self._odd_limits())
+        try:
+            self.to_plan()
+        except core.PlanError as exc:
+            problems.append((exc.where, str(exc)))
+        if problems:
+            raise Inconsistent(problems)
+        return self
+
+    def to_plan(self) -> core.Plan:
+        """Raises PlanError when parts contradict each other."""
+        if self.metrics.profile != "router":
+            raise core.PlanError(f"metrics.profile: {self.metrics.profile!r} is not built yet; this release reads 'router'", ("metrics", "profile"))
+        for index, phase in enumerate(self.phases):
+            if phase.approval is not None:
+                try:
+                    phase.approval.approval()
+                except core.PlanError as exc:
+                    raise core.PlanError(str(exc), ("phases", index, "approval", *exc.where)) from exc
+        return core.Plan(
+            name=self.metadata.name,
+            owner=self.metadata.owner,
+            labels=self.metadata.labels,
+            environment=self.environment,
+            flag=self.flag,
+            unit=self.unit,
+            baseline=self.baseline.variant(),
+            candidate=self.candidate.variant(),
+            profile=self.metrics.profile,
+            phases=tuple(p.phase() for p in self.phases),
+            gates=(
+                *(s.gate() for s in self.slos),
+                *(c.gate() for c in self.comparisons),
+                *(e.gate() for e in self.events),
+                core.Silence(),
+            ),
+            policy=self.gates.policy(),
+            freezes=tuple(f.freeze() for f in self.freeze),
+            slack_channel="" if self.notify.slack is None else self.notify.slack.channel,
+            kept=self.kept_for_later(),
+        )
+
+    def kept_for_later(self) -> dict[str, Any]:
+        """The parts that this release validates and keeps but does not act on, as they go into the audit log."""
+        kept: dict[str, Any] = {}
+        if self.budget is not None:
+            kept["budget"] = self.budget.model_dump(mode="json", exclude_none=True)
+        if self.gates.dead_man is not None:
+            kept["gates.dead_man"] = self.gates.dead_man.model_dump(mode="json")
+        if self.notify.slack is not None and self.notify.slack.digest is not None:
+            kept["notify.slack.digest"] = self.notify.slack.digest
+        return kept
+
+    def _odd_limits(self) -> Iterator[tuple[Loc, str]]:
+        """Gates that could never pass: limits between two bucket edges, and a lower quantile's limit that a higher one forbids."""
+        for i, slo in enumerate(self.slos):
+            gate = slo.gate()
+            if isinstance(gate, core.QuantileLimit) and (near := nearest_edges(gate.limit_s)) is not None:
+                yield ("slos", i, "max"), f"{slo.max!r} is not a bucket edge of the router's histograms; the nearest are {near}"
+        if self.gates.guard_every > self.gates.every:
+            text = f"{format_duration(self.gates.guard_every)} is longer than gates.every; the guard looks more often than the gate check"
+            yield ("gates", "guard_every"), text
+
+
+def read(path: Path) -> RolloutSpec:
+    """
+    Read and check a rollout.yaml.
+
+    Raises:
+        specfile.SpecError: one line for each problem, with file, line and column.
+    """
+    return parse(RolloutSpec, path)

@@ -1,0 +1,55 @@
+"""
+One look at every active rollout: what the gate check does each quarter of an hour and the guard every few seconds.
+
+Its one rule: rollouts do not wait for each other and do not fail together; each ends as its own Swept.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from controller.core.rollout import LogError
+from controller.ports import PortError, Ports
+from controller.tick import Tick, tick
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """What a look at one rollout came to: a Tick, or the error that prevented it, in words."""
+
+    rollout_id: str
+    tick: Tick | None = None
+    error: str = ""
+
+
+def look(rollout_id: str, ports: Ports, *, may_raise: bool, force: bool = False) -> Swept:
+    """One rollout; never raises for anything that a port does."""
+    try:
+        return Swept(rollout_id=rollout_id, tick=tick(rollout_id, ports, ports.audit.now(), may_raise=may_raise, force=force))
+    except (PortError, LogError) as exc:
+        return Swept(rollout_id=rollout_id, error=f"{type(exc).__name__}: {exc}")
+
+
+def sweep(
+    ports: Ports, *, may_raise: bool, only: Sequence[str] = (), force: bool = False, workers: int = 8
+) -> Iterator[Swept]:
+    """
+    Args:
+        ports: The world; its adapters are safe to share between threads.
+        may_raise: True for the gate check, False for the guard.
+        only: Ids to look at; all active ones when empty.
+        force: Check although nothing is due.
+        workers: Rollouts looked at side by side.
+
+    Yields:
+        One Swept a rollout, as they finish in order.
+
+    Raises:
+        AuditUnavailable: not even the list of rollouts can be read.
+    """
+    ids = list(only) or list(ports.index.active())
+    if len(ids) <= 1:
+        yield from (look(i, ports, may_raise=may_raise, force=force) for i in ids)
+        return
+    with ThreadPoolExecutor(max_workers=min(workers, len(ids)), thread_name_prefix="look") as pool:
+        yield from pool.map(lambda i: look(i, ports, may_raise=may_raise, force=force), ids)

@@ -1,0 +1,149 @@
+"""
+One look at one rollout: read, settle, measure, judge, decide, commit; always in this direction.
+
+Two callers share it. The gate check may raise and lower and leaves a row for every look; the guard may only lower or pause and leaves
+a row only when it does. Its one rule: it keeps nothing. Everything it knows it reads first, so any number of controllers may run it
+at the same time, late, or after a crash.
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from controller.commit import Committed, commit, settle
+from controller.core.decide import decide
+from controller.core.decision import Decision, Hold
+from controller.core.gates import GateResult, judge
+from controller.core.measurement import Measurement
+from controller.core.plan import Gate
+from controller.core.rollout import AwaitingApproval, Baking, Observed, Pending, Rollout, replay, settled_of
+from controller.ports import Ports, Scope, SeqTaken
+
+
+class Outcome(StrEnum):
+    DECIDED = "decided"
+    NOTHING_DUE = "nothing_due"
+    QUIET = "quiet"
+    LOST_RACE = "lost_race"
+    UNRECORDED = "unrecorded"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """
+    What a look came to.
+
+    Args:
+        outcome: DECIDED wrote a row; NOTHING_DUE came too early; QUIET is a guard that found nothing to lower; LOST_RACE left it
+            to another controller; UNRECORDED lowered the flag without a row; ENDED found the rollout over.
+        rollout: As the log tells it afterwards.
+        decision: What was decided; None if nothing was.
+        results: The verdicts.
+        phase_judged: Index of the phase that they belong to; None before the first.
+    """
+
+    outcome: Outcome
+    rollout: Rollout
+    decision: Decision | None = None
+    results: tuple[GateResult, ...] = ()
+    phase_judged: int | None = None
+
+
+def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force: bool = False, dry_run: bool = False) -> Tick:
+    """
+    Args:
+        rollout_id: Which rollout.
+        ports: The world.
+        now: The database's clock (`ports.audit.now()`).
+        may_raise: True for the gate check, False for the guard.
+        force: Check although the gate check is not due yet.
+        dry_run: Decide, but settle and commit nothing.
+
+    Raises:
+        UnknownRollout, AuditUnavailable, FlagUnavailable: nothing was decided, or (FlagUnavailable) not confirmed yet.
+        LogError: the audit log contradicts itself.
+    """
+    rollout = replay(ports.audit.entries(rollout_id))
+    if rollout.ended:
+        return Tick(outcome=Outcome.ENDED, rollout=rollout)
+    if may_raise and not force and not due(rollout, now):
+        return Tick(outcome=Outcome.NOTHING_DUE, rollout=rollout)
+
+    actor = "gate-check" if may_raise else "guard"
+    flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
+    try:
+        rollout, flag, convergence = settle(rollout, flag, ports, actor=actor)
+    except SeqTaken:
+        return Tick(outcome=Outcome.LOST_RACE, rollout=rollout)
+    if rollout.ended:
+        return Tick(outcome=Outcome.ENDED, rollout=rollout)
+
+    measurements, results, exposure = observe(rollout, ports, now)
+    decision = decide(rollout, convergence, results, now, may_raise=may_raise)
+    judged = rollout.phase
+    if dry_run:
+        return Tick(outcome=Outcome.DECIDED, rollout=rollout, decision=decision, results=results, phase_judged=judged)
+    if not may_raise and isinstance(decision, Hold):
+        return Tick(outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=results, phase_judged=judged)
+
+    observed = Observed(measurements=measurements, results=results, exposure=exposure)
+    source = "gate_check" if may_raise else "guard"
+    done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=observed)
+    return Tick(outcome=_outcome(done), rollout=done.rollout, decision=decision, results=results, phase_judged=judged)
+
+
+def due(rollout: Rollout, now: datetime) -> bool:
+    """
+    Whether a gate check has something to do: once per slot of `gates.every`, and at once after a new approval.
+
+    Slots are whole multiples of the period since the epoch, so that overlapping and late runs agree on which slot it is.
+    """
+    last = rollout.last_gate_check
+    if last is None or slot(now, rollout.plan.policy.every) > slot(last, rollout.plan.policy.every):
+        return True
+    state = rollout.state
+    return isinstance(state, AwaitingApproval) and any(vote.at > last for vote in state.votes)
+
+
+def slot(at: datetime, every: timedelta) -> int:
+    return math.floor(at.timestamp() / every.total_seconds())
+
+
+def observe(
+    rollout: Rollout, ports: Ports, now: datetime
+) -> tuple[tuple[tuple[str, Measurement], ...], tuple[GateResult, ...], float | None]:
+    """Measure and judge the gates of the phase the rollout is in."""
+    gates, scope = questions(rollout, now)
+    if not gates:
+        return (), (), None
+    measured = ports.metrics.measure(gates, scope)
+    phase = rollout.plan.phases[rollout.phase or 0]
+    results = tuple(
+        judge(gate, measurement, rollout.plan.policy, phase, len(rollout.plan.gates))
+        for gate, measurement in zip(gates, measured.measurements, strict=True)
+    )
+    named = tuple((gate.name, measurement) for gate, measurement in zip(gates, measured.measurements, strict=True))
+    return named, results, measured.exposure
+
+
+def questions(rollout: Rollout, now: datetime) -> tuple[tuple[Gate, ...], Scope]:
+    """What there is to ask the metric source about a rollout."""
+    plan, settled = rollout.plan, settled_of(rollout.state)
+    if settled is None or isinstance(settled, Pending) or settled.phase is None:
+        gates: tuple[Gate, ...] = plan.gates_before_start()
+        since, arm = rollout.opened_at, "candidate"
+    else:
+        assert isinstance(settled, Baking | AwaitingApproval)
+        gates = plan.gates_of(settled.phase)
+        since, arm = settled.since, "candidate" if plan.phases[settled.phase].live_weight else "shadow"
+    return gates, Scope(
+        environment=plan.environment, flag=plan.flag, arm=arm, since=since, opened_at=rollout.opened_at, at=now
+    )
+
+
+def _outcome(done: Committed) -> Outcome:
+    if done.lost:
+        return Outcome.LOST_RACE
+    return Outcome.UNRECORDED if done.unrecorded else Outcome.DECIDED

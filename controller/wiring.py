@@ -1,0 +1,56 @@
+"""
+Where objects are built: settings in, a controller with all its ports out.
+
+Its one rule: nothing else builds an adapter. Everything is opened here and closed here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from controller.ports import Notifier, Outbox, Ports
+from controller.settings import Settings, SettingsError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controller:
+    """A controller that is ready to work: the ports of `tick`, and the way to people."""
+
+    settings: Settings
+    ports: Ports
+    outbox: Outbox
+    notifier: Notifier
+
+
+@contextmanager
+def open_controller(settings: Settings) -> Iterator[Controller]:
+    """
+    Connect to everything that the settings name.
+
+    Raises:
+        SettingsError: no database or no Prometheus is named and none is running.
+        Unavailable: the database cannot be reached, or is at another schema revision.
+    """
+    from controller.adapters.log import LogNotifier
+    from controller.adapters.postgres import PostgresAudit, PostgresFlags, open_engine
+    from controller.adapters.prometheus import PrometheusSource
+
+    if settings.database_url is None:
+        raise SettingsError("no database: start one with `penstock up`, or set PENSTOCK_DATABASE_URL")
+    if settings.prometheus_url is None:
+        raise SettingsError("no Prometheus: start one with `penstock up`, or set PENSTOCK_PROMETHEUS_URL")
+    engine = open_engine(settings.database_url)
+    try:
+        audit = PostgresAudit(engine)
+        source = PrometheusSource(settings.prometheus_url, scrape_interval=settings.scrape_interval)
+        ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=source)
+        notifier: Notifier = LogNotifier()
+        if settings.slack_token:
+            from controller.adapters.slack import PostgresThreads, SlackNotifier
+
+            notifier = SlackNotifier(
+                settings.slack_token, settings.slack_channel, PostgresThreads(engine), base_url=settings.slack_api_url
+            )
+        yield Controller(settings=settings, ports=ports, outbox=audit, notifier=notifier)
+    finally:
+        engine.dispose()

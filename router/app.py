@@ -1,0 +1,288 @@
+"""
+HTTP: bytes to a ChatRequest, a Reply to bytes; nothing is decided here.
+
+Bare ASGI: with five fixed paths a framework would route, parse and wrap for about as much CPU as all the rest of a request costs.
+
+Its one rule: every answer is in OpenAI's shape and carries ``x-request-id``; no traceback ever reaches a client.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import AbstractAsyncContextManager, aclosing
+from typing import Any
+
+import orjson
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+
+from router.config import RouterConfig
+from router.engine import ChatRequest, Engine, Reply
+from router.errors import ApiError, missing, model_not_found, wrong_type
+from router.logs import get_logger
+from router.metrics import RouterMetrics
+
+log = get_logger()
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_JSON = (b"content-type", b"application/json")
+_EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+
+
+class _ClientGone(Exception):
+    """The client closed its connection before it had sent its request."""
+
+
+class RouterApp:
+    """
+    The ASGI application.
+
+    Args:
+        lifespan: Opened at start-up and closed at shutdown; yields the engine.
+        ready: Whether requests should come here yet.
+    """
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        metrics: RouterMetrics,
+        lifespan: Callable[[], AbstractAsyncContextManager[Engine]],
+        ready: Callable[[], bool],
+    ) -> None:
+        self.engine: Engine | None = None
+        self._config = config
+        self._metrics = metrics
+        self._lifespan = lifespan
+        self._ready = ready
+        self._started_at = int(time.time())
+        self._body_timeout_s = config.body_timeout.total_seconds()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self._live(receive, send)
+        if scope["type"] != "http":
+            return await send({"type": "websocket.close", "code": 1003})
+        headers = _headers(scope)
+        request_id = headers.get(b"x-request-id", b"")
+        if not _SANE_ID.fullmatch(request_id):
+            request_id = b"req_" + os.urandom(16).hex().encode()
+        try:
+            await self._route(scope, receive, send, headers, request_id)
+        except _ClientGone:
+            return
+        except Exception as exc:
+            # A bug of ours. If the answer has begun, the server refuses a second one; then it shall close the connection.
+            log.error("router_bug", request_id=request_id.decode(), error=type(exc).__name__, detail=str(exc)[:200])
+            try:
+                error = ApiError(status=500, message="The router failed on this request.", type="server_error")
+                await _fail(send, request_id, error)
+            except RuntimeError:
+                raise exc from None
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], request_id: bytes) -> None:
+        method, path = scope["method"], scope["path"]
+        if path == "/v1/chat/completions":
+            if method != "POST":
+                return await _fail(send, request_id, _not_allowed(method, path), [(b"allow", b"POST")])
+            return await self._chat(receive, send, headers, request_id)
+        pages = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._exposition, "/v1/models": self._models}
+        page = pages.get(path) or (self._model if path.startswith("/v1/models/") else None)
+        if page is None:
+            error = ApiError(status=404, message=f"Unknown path: {method} {path[:128]}", code="unknown_url")
+            return await _fail(send, request_id, error)
+        if method not in ("GET", "HEAD"):
+            return await _fail(send, request_id, _not_allowed(method, path), [(b"allow", b"GET, HEAD")])
+        status, content_type, body = page(path)
+        await _answer(send, request_id, status, [(b"content-type", content_type)], b"" if method == "HEAD" else body)
+
+    async def _chat(self, receive: Receive, send: Send, headers: dict[bytes, bytes], request_id: bytes) -> None:
+        assert self.engine is not None, "the lifespan comes first"
+        try:
+            body = await self._body(receive, headers)
+        except TimeoutError:
+            error = ApiError(status=408, message=f"The request did not arrive within {self._body_timeout_s:g}s.")
+            return await _fail(send, request_id, error, [(b"connection", b"close")])
+        request = _parse(body, headers, request_id) if body is not None else self._too_large()
+        if isinstance(request, ApiError):
+            return await _fail(send, request_id, request)
+        caller = asyncio.current_task()
+        assert caller is not None
+        watch = _Watch(receive, caller)
+        try:
+            await _reply(send, request_id, await self.engine.chat(request))
+        except asyncio.CancelledError:
+            if not watch.gone:
+                raise
+            caller.uncancel()
+        finally:
+            watch.stop()
+
+    async def _body(self, receive: Receive, headers: dict[bytes, bytes]) -> bytes | None:
+        """The body; None when it is larger than allowed."""
+        limit = self._config.max_body_bytes
+        declared = headers.get(b"content-length", b"")
+        if declared.isdigit() and int(declared[:20]) > limit:
+            return None
+        parts, size, more = [], 0, True
+        async with asyncio.timeout(self._body_timeout_s):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _ClientGone
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limit:
+                    return None
+                more = message.get("more_body", False)
+        return b"".join(parts)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(status=413, message=f"The request is larger than {self._config.max_body_bytes} bytes.", code="too_large")
+
+    def _healthz(self, _path: str) -> tuple[int, bytes, bytes]:
+        return 200, b"application/json", b'{"status":"ok"}'
+
+    def _readyz(self, _path: str) -> tuple[int, bytes, bytes]:
+        if self._ready():
+            return 200, b"application/json", b'{"status":"ready"}'
+        return 503, b"application/json", b'{"status":"waiting for the first flag snapshot"}'
+
+    def _exposition(self, _path: str) -> tuple[int, bytes, bytes]:
+        return 200, CONTENT_TYPE_PLAIN_0_0_4.encode(), self._metrics.exposition()
+
+    def _models(self, _path: str) -> tuple[int, bytes, bytes]:
+        assert self.engine is not None, "the lifespan comes first"
+        names = self.engine.selector.names()
+        return 200, b"application/json", orjson.dumps({"object": "list", "data": [self._shown(name) for name in names]})
+
+    def _model(self, path: str) -> tuple[int, bytes, bytes]:
+        assert self.engine is not None, "the lifespan comes first"
+        name = path.removeprefix("/v1/models/")
+        if name not in self.engine.selector.names():
+            return 404, b"application/json", model_not_found(name).body()
+        return 200, b"application/json", orjson.dumps(self._shown(name))
+
+    def _shown(self, name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self._started_at, "owned_by": "penstock"}
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            async with self._lifespan() as self.engine:
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except Exception as exc:
+            failed = "startup" if self.engine is None else "shutdown"
+            return await send({"type": f"lifespan.{failed}.failed", "message": f"{type(exc).__name__}: {exc}"})
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+class _Watch:
+    """Cancels the request's task when the client closes its connection: nobody pays for an answer that nobody reads."""
+
+    def __init__(self, receive: Receive, caller: "asyncio.Task[Any]") -> None:
+        self.gone = False
+        self._caller = caller
+        self._task = asyncio.get_running_loop().create_task(self._until_gone(receive))
+
+    async def _until_gone(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        self._caller.cancel()
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+
+def _headers(scope: Scope) -> dict[bytes, bytes]:
+    """ASGI sends names in lower case; of a header that came twice the first counts."""
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        found.setdefault(name, value)
+    return found
+
+
+def _parse(body: bytes, headers: dict[bytes, bytes], request_id: bytes) -> ChatRequest | ApiError:
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        return ApiError(status=400, message=f"The request is not JSON: {exc.msg} (line {exc.lineno}, column {exc.colno}).")
+    if not isinstance(data, dict):
+        return ApiError(status=400, message="The request must be a JSON object.")
+    for name, kind, expected in _FIELDS:
+        value = data.get(name)
+        if value is None:
+            if name in ("model", "messages"):
+                return missing(name)
+        elif not isinstance(value, kind):
+            return wrong_type(name, expected)
+    if not data["model"]:
+        return missing("model")
+    return ChatRequest(
+        body=data,
+        size=len(body),
+        stream=bool(data.get("stream")),
+        request_id=request_id.decode(),
+        unit_header=_text(headers.get(b"x-penstock-unit")),
+        authorization=_text(headers.get(b"authorization")),
+    )
+
+
+_FIELDS: tuple[tuple[str, type, str], ...] = (
+    ("model", str, "a string"),
+    ("messages", list, "an array of objects"),
+    ("stream", bool, "a boolean"),
+    ("stream_options", dict, "an object"),
+    ("user", str, "a string"),
+)
+"""What the router itself reads; all other fields are the provider's business and pass untouched."""
+
+
+def _text(header: bytes | None) -> str | None:
+    return header.decode("latin-1").strip() or None if header else None
+
+
+def _not_allowed(method: str, path: str) -> ApiError:
+    return ApiError(status=405, message=f"{method} is not allowed on {path}.", code="method_not_allowed")
+
+
+async def _reply(send: Send, request_id: bytes, reply: Reply) -> None:
+    served = [
+        (b"x-penstock-model", reply.model.encode("latin-1", "replace")),
+        (b"x-penstock-arm", reply.arm.encode()),
+        (b"x-penstock-fallback", b"true" if reply.fallback else b"false"),
+    ]
+    if reply.error is not None:
+        return await _fail(send, request_id, reply.error, served if reply.arm else ())
+    if reply.events is None:
+        return await _answer(send, request_id, reply.status, [_JSON, *served], reply.body)
+    async with aclosing(reply.events) as events:
+        await send(_start(request_id, reply.status, [*_EVENTS, *served]))
+        async for chunk in events:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _fail(send: Send, request_id: bytes, error: ApiError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    extra = [_JSON, *headers]
+    if error.retry_after is not None:
+        extra.append((b"retry-after", error.retry_after.encode("latin-1", "replace")))
+    if not error.retryable:
+        extra.append((b"x-should-retry", b"false"))
+    await _answer(send, request_id, error.status, extra, error.body())
+
+
+async def _answer(send: Send, request_id: bytes, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    await send(_start(request_id, status, [*headers, (b"content-length", str(len(body)).encode())]))
+    await send({"type": "http.response.body", "body": body})
+
+
+def _start(request_id: bytes, status: int, headers: list[tuple[bytes, bytes]]) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": [*headers, (b"x-request-id", request_id)]}

@@ -1,0 +1,354 @@
+"""
+One upstream call: send a request to one model, and say what became of it.
+
+    complete()     a JSON answer: Completed or Failed
+    Stream.open()  a stream up to its first content token: None or Failed; then iterate it, and read `failure` at the end
+
+Its one rule: only a whole answer is a success. A stream without finish_reason and [DONE], a 200 with an error in it, JSON that is
+no completion: each is a failure, as much as a refused connection. Every outcome of the network becomes a value here; only the
+caller's own cancellation passes through.
+
+What counts as what (`router.metrics.Outcome`):
+
+| the provider                                              | outcome      | next model tried |
+|-----------------------------------------------------------|--------------|------------------|
+| whole answer                                              | ok           |                  |
+| 429                                                       | rate_limited | yes              |
+| 408, or silence beyond the model's timeout                | timeout      | yes              |
+| 400, 413, 422                                             | client_error | no               |
+| other statuses, connection, malformed, cut, error in 200  | error        | yes              |
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from router.metrics import Outcome
+from router.sse import BUFFER_MAX, SseOverflow, SseSplitter, data_of
+from router.usage import Tokens, reported
+
+ANSWER_MAX = 64 * 1024 * 1024
+"""Bytes of a JSON answer after which the sender is not a model."""
+
+CLIENT_FAULTS = frozenset({400, 413, 422})
+
+DONE_EVENT = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """
+    Where one model is served.
+
+    Args:
+        url: Of its chat completions.
+        headers: Sent with each call, the provider's key among them.
+        forward_authorization: The client's own Authorization goes along (providers without ``api_key_env``).
+        request_s, stream_s, first_token_s: Timeouts of an attempt, in seconds.
+    """
+
+    model: str
+    upstream_name: str
+    provider: str
+    url: URL
+    headers: Mapping[str, str]
+    forward_authorization: bool
+    request_s: float
+    stream_s: float
+    first_token_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A whole JSON answer. `text_bytes` is the size of what was generated, for estimates."""
+
+    body: bytes
+    tokens: Tokens | None
+    text_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """
+    An attempt that brought no usable answer.
+
+    Args:
+        detail: For logs and for the client's error message: no content, no key.
+        status: The provider's, if it answered.
+        body: What the provider says about the client's own fault, in OpenAI's shape.
+    """
+
+    outcome: Outcome
+    detail: str
+    status: int | None = None
+    body: bytes | None = None
+    retry_after: str | None = None
+
+
+async def complete(session: aiohttp.ClientSession, target: Target, body: bytes, headers: Mapping[str, str]) -> Completed | Failed:
+    """
+    Args:
+        body: The request, as JSON.
+        headers: Of this call, beside the target's own.
+    """
+    try:
+        async with await _post(session, target, body, headers, target.request_s) as response:
+            if response.status != 200:
+                return await _refused(response)
+            return _judge(await _read(response, ANSWER_MAX), target.model)
+    except Exception as exc:
+        return _broken(exc, f"no answer within {target.request_s:g}s")
+
+
+class Stream:
+    """
+    A streaming attempt. `open` it, iterate it to the end (or stop), `close` it in any case.
+
+    Attributes:
+        head: After `open`: the bytes up to and including the first content token, ready for the client.
+        failure: After the iteration: why the stream is not whole, or None.
+        finished: True from the [DONE] event on: the answer is whole.
+        tokens: What the provider reported, if it did.
+        text_bytes: Size of the generated text so far, for estimates.
+    """
+
+    __slots__ = (
+        "_body", "_chunks", "_done", "_headers", "_open_choices", "_response", "_session", "_splitter", "_started", "_target",
+        "_usage_wanted", "failure", "finished", "head", "text_bytes", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self, session: aiohttp.ClientSession, target: Target, body: bytes, headers: Mapping[str, str], usage_wanted: bool
+    ) -> None:
+        self._session, self._target, self._body, self._headers = session, target, body, headers
+        self._usage_wanted = usage_wanted
+        self._splitter = SseSplitter()
+        self._response: aiohttp.ClientResponse | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._open_choices: dict[Any, bool] = {}
+        self._started = False
+        self._done = False
+        self.head = b""
+        self.failure: Failed | None = None
+        self.finished = False
+        self.tokens: Tokens | None = None
+        self.text_bytes = 0
+
+    async def open(self) -> Failed | None:
+        """Connects and reads up to the first content token. Nothing may go to the client before this returns None."""
+        try:
+            async with asyncio.timeout(self._target.first_token_s):
+                failed = await self._until_first_token()
+        except Exception as exc:
+            failed = _broken(exc, f"no first token within {self._target.first_token_s or self._target.stream_s:g}s")
+        if failed is not None:
+            self.failure = failed
+            self.close()
+        return failed
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The rest after `head`. Ends with the [DONE] event if, and only if, the answer is whole; else see `failure`."""
+        assert self._chunks is not None, "open() comes first"
+        try:
+            while not self._done and self.failure is None:
+                chunk = await anext(self._chunks, None)
+                if chunk is None:
+                    break
+                if out := self._feed(chunk):
+                    yield out
+        except Exception as exc:
+            self.failure = _broken(exc, f"stream not finished within {self._target.stream_s:g}s")
+        self.failure = self.failure or self._unfinished()
+        if self.failure is None:
+            self.finished = True
+            yield DONE_EVENT
+
+    def close(self) -> None:
+        """Gives the connection back if the answer was read to its end, else drops it, which cancels the work upstream."""
+        if self._response is not None:
+            if self.finished:
+                self._response.release()
+            else:
+                self._response.close()
+
+    async def _until_first_token(self) -> Failed | None:
+        response = await _post(self._session, self._target, self._body, self._headers, self._target.stream_s)
+        self._response = response
+        if response.status != 200:
+            return await _refused(response)
+        if response.content_type != "text/event-stream":
+            judged = _judge(await _read(response, ANSWER_MAX), self._target.model)
+            detail = judged.detail if isinstance(judged, Failed) else "a JSON answer to a streaming request"
+            return Failed(outcome="error", detail=detail, status=200)
+        self._chunks = response.content.iter_any()
+        head = []
+        while not self._started and not self._done:
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                return self._unfinished() or Failed(outcome="error", detail="an empty stream", status=200)
+            head.append(self._feed(chunk))
+            if self.failure is not None and not self._started:
+                return self.failure
+            if sum(map(len, head)) > BUFFER_MAX:
+                return Failed(outcome="error", detail="no first token in megabytes of events", status=200)
+        if not self._started:
+            return self._unfinished() or Failed(outcome="error", detail="an empty stream", status=200)
+        self.head = b"".join(head)
+        return None
+
+    def _feed(self, chunk: bytes) -> bytes:
+        """The events of a chunk that go to the client; notes usage, errors and the end on the way."""
+        out = []
+        for raw in self._splitter.feed(chunk):
+            data = data_of(raw)
+            if data is None:
+                continue
+            if data == b"[DONE]":
+                self._done = True
+                break
+            kept = self._event(raw, data)
+            if self.failure is not None:
+                break
+            if kept:
+                out.append(kept)
+        if not out:
+            return b""
+        out.append(b"")
+        return b"\n\n".join(out)
+
+    def _event(self, raw: bytes, data: bytes) -> bytes:
+        try:
+            event = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            event = None
+        if not isinstance(event, dict):
+            self.failure = Failed(outcome="error", detail="an event that is not a JSON object", status=200)
+            return b""
+        if event.get("error"):
+            self.failure = Failed(outcome="error", detail=f"an error event{_code(event['error'])}", status=200)
+            return b""
+        choices = event.get("choices")
+        if (usage := event.get("usage")) is not None:
+            self.tokens = reported(usage) or self.tokens
+            if not choices and not self._usage_wanted:
+                return b""
+        for choice in choices if isinstance(choices, list) else ():
+            self._choice(choice)
+        if not event.get("model"):
+            return b"data: " + orjson.dumps({**event, "model": self._target.model})
+        return raw
+
+    def _choice(self, choice: Any) -> None:
+        if not isinstance(choice, dict):
+            return
+        index = choice.get("index", 0)
+        delta = choice.get("delta")
+        if isinstance(delta, dict):
+            for key, value in delta.items():
+                if value and key != "role":
+                    # Whatever is not the role is an answer: content, refusal, reasoning, tool calls, audio.
+                    self._started = True
+                    self.text_bytes += (
+                        len(value.encode("utf-8", "replace")) if isinstance(value, str) else len(orjson.dumps(value))
+                    )
+        if choice.get("finish_reason"):
+            self._started = True
+            self._open_choices[index] = False
+        else:
+            self._open_choices.setdefault(index, True)
+
+    def _unfinished(self) -> Failed | None:
+        # Some servers close right after [DONE] without the blank line that ends the event.
+        if not self._done and data_of(self._splitter.rest) == b"[DONE]":
+            self._done = True
+        if not self._open_choices or any(self._open_choices.values()):
+            return Failed(outcome="error", detail="the stream ended without finish_reason", status=200)
+        if not self._done:
+            return Failed(outcome="error", detail="the stream ended without [DONE]", status=200)
+        return None
+
+
+async def _post(
+    session: aiohttp.ClientSession, target: Target, body: bytes, headers: Mapping[str, str], total_s: float
+) -> aiohttp.ClientResponse:
+    # ceil_threshold: aiohttp rounds longer timeouts up to whole seconds unless told otherwise.
+    timeout = aiohttp.ClientTimeout(total=total_s, ceil_threshold=1e9)
+    sent = {**target.headers, **headers}
+    return await session.post(target.url, data=body, headers=sent, timeout=timeout, allow_redirects=False)
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            response.close()
+            raise SseOverflow(f"an answer of more than {limit} bytes")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _judge(body: bytes, model: str) -> Completed | Failed:
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return Failed(outcome="error", detail="an answer that is not JSON", status=200)
+    if isinstance(answer, dict) and answer.get("error"):
+        return Failed(outcome="error", detail=f"200 with an error in it{_code(answer['error'])}", status=200)
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or not choices:
+        return Failed(outcome="error", detail="an answer without choices", status=200)
+    text_bytes = 0
+    for choice in choices:
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(message, dict):
+            return Failed(outcome="error", detail="a choice without a message", status=200)
+        content = message.get("content")
+        text_bytes += len(content.encode("utf-8", "replace")) if isinstance(content, str) else 0
+    if not answer.get("model"):
+        body = orjson.dumps({**answer, "model": model})
+    return Completed(body=body, tokens=reported(answer.get("usage")), text_bytes=text_bytes)
+
+
+async def _refused(response: aiohttp.ClientResponse) -> Failed:
+    status = response.status
+    detail = f"status {status}"
+    if status in CLIENT_FAULTS:
+        return Failed(outcome="client_error", detail=detail, status=status, body=_error_body(await _read(response, BUFFER_MAX)))
+    response.close()
+    if status == 429:
+        return Failed(outcome="rate_limited", detail=detail, status=status, retry_after=response.headers.get("Retry-After"))
+    return Failed(outcome="timeout" if status == 408 else "error", detail=detail, status=status)
+
+
+def _error_body(body: bytes) -> bytes | None:
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return body if isinstance(answer, dict) and isinstance(answer.get("error"), dict) else None
+
+
+def _code(error: Any) -> str:
+    """The provider's error code; its message may quote the prompt and stays out."""
+    code = (error.get("code") or error.get("type")) if isinstance(error, dict) else None
+    return f" ({str(code)[:60]})" if code else ""
+
+
+def _broken(exc: Exception, timed_out: str) -> Failed:
+    match exc:
+        case TimeoutError():
+            return Failed(outcome="timeout", detail=timed_out)
+        case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError():
+            return Failed(outcome="error", detail="the connection was cut")
+        case aiohttp.ClientConnectorError():
+            return Failed(outcome="error", detail=f"cannot connect: {exc.os_error.strerror or type(exc.os_error).__name__}")
+        case aiohttp.ClientError() | OSError() | SseOverflow():
+            return Failed(outcome="error", detail=f"{type(exc).__name__}: {exc}"[:200])
+        case _:
+            raise exc

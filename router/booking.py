@@ -1,0 +1,142 @@
+"""
+The books of each attempt: time, outcome, tokens and price, entered exactly once.
+
+Its one rule: the arm's series count the assigned model's own attempt and nothing else; fallbacks are counted as fallbacks, and
+every attempt alike in the series of its model.
+"""
+
+import time
+from dataclasses import dataclass
+
+from router.attempt import Failed
+from router.config import RouterConfig
+from router.logs import get_logger
+from router.metrics import ArmSeries, Outcome, RouterMetrics
+from router.selection import Arm
+from router.usage import Rates, Tokens, estimated
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestKey:
+    """Whose result a request is: the labels that its metrics share. `model` is the assigned one."""
+
+    route: str
+    flag: str
+    arm: Arm
+    model: str
+    streaming: bool
+
+
+class Ledger:
+    """Prices and providers of all models, and where to book."""
+
+    def __init__(self, config: RouterConfig, metrics: RouterMetrics) -> None:
+        self.metrics = metrics
+        self.log_requests = config.log_requests
+        self.rates = {m.name: Rates.of(m.price) for m in config.models if m.price is not None}
+        self.providers = {m.name: m.provider for m in config.models}
+        for model in config.models:
+            metrics.model(model.name, model.provider)
+        for route in config.routes:
+            metrics.prime_default(route.name, route.flag or "", route.default, route.fallbacks)
+
+    def begin(self, key: RequestKey, model: str, request_bytes: int, *, assigned: bool) -> "Attempt":
+        return Attempt(self, key, model, request_bytes, assigned)
+
+    def unavailable(self, key: RequestKey) -> None:
+        """A user's request that nobody answered; a mirrored copy has no user."""
+        if key.arm != "shadow":
+            self.metrics.arm(key.route, key.flag, key.arm, key.model, key.streaming).unavailable.inc()
+
+
+class Attempt:
+    """
+    One attempt under way. Exactly one of `completed`, `failed`, `cancelled` and `never_sent` ends it.
+
+    Args:
+        assigned: The model that the plan put first; False for a fallback.
+    """
+
+    __slots__ = ("_key", "_ledger", "_request_bytes", "_started", "assigned", "model", "outcome")
+
+    def __init__(self, ledger: Ledger, key: RequestKey, model: str, request_bytes: int, assigned: bool) -> None:
+        self._ledger, self._key, self._request_bytes = ledger, key, request_bytes
+        self._started = time.perf_counter()
+        self.model = model
+        self.assigned = assigned
+        self.outcome: Outcome | None = None
+
+    def first_token(self) -> None:
+        if self.assigned:
+            self._series.ttft.observe(time.perf_counter() - self._started)
+
+    def completed(self, tokens: Tokens | None, text_bytes: int) -> None:
+        self._end("ok", tokens or estimated(self._request_bytes, text_bytes))
+
+    def failed(self, failed: Failed, tokens: Tokens | None = None, text_bytes: int = 0) -> None:
+        if tokens is None and text_bytes:
+            tokens = estimated(self._request_bytes, text_bytes)
+        self._end(failed.outcome, tokens)
+
+    def cancelled(self, tokens: Tokens | None = None, text_bytes: int = 0) -> None:
+        # The provider was at work on the input, and bills it, whether or not anybody waits for the end.
+        self._end("cancelled", tokens or estimated(self._request_bytes, text_bytes))
+
+    def never_sent(self, failed: Failed) -> Failed:
+        """An attempt that no provider saw: the arm's outcome, but nobody's upstream attempt."""
+        self._settle(failed.outcome)
+        return failed
+
+    @property
+    def _series(self) -> ArmSeries:
+        key = self._key
+        return self._ledger.metrics.arm(key.route, key.flag, key.arm, key.model, key.streaming)
+
+    def _end(self, outcome: Outcome, tokens: Tokens | None) -> None:
+        took_s = time.perf_counter() - self._started
+        ledger = self._ledger
+        totals = ledger.metrics.model(self.model, ledger.providers[self.model])
+        totals.duration.observe(took_s)
+        if outcome != "ok":
+            totals.errors[outcome].inc()
+        if tokens is not None:
+            totals.input.inc(tokens.input)
+            totals.output.inc(tokens.output)
+        if self.assigned:
+            series = self._series
+            if outcome in ("ok", "timeout"):
+                series.duration.observe(took_s)
+            rates = ledger.rates.get(self.model)
+            if rates is not None and tokens is not None:
+                cost = rates.cost(tokens)
+                series.cost.inc(cost)
+                series.cost_squared.inc(cost * cost)
+                series.cost_requests.inc()
+        self._settle(outcome)
+        if ledger.log_requests:
+            key = self._key
+            log.info(
+                "attempt",
+                route=key.route,
+                flag=key.flag,
+                arm=key.arm,
+                model=self.model,
+                streaming=key.streaming,
+                outcome=outcome,
+                took_ms=round(took_s * 1000, 1),
+                tokens_in=tokens.input if tokens else None,
+                tokens_out=tokens.output if tokens else None,
+                fallback=not self.assigned,
+            )
+
+    def _settle(self, outcome: Outcome) -> None:
+        assert self.outcome is None, f"an attempt ends once, not as {self.outcome} and as {outcome}"
+        self.outcome = outcome
+        key = self._key
+        if self.assigned:
+            self._series.requests[outcome].inc()
+        elif outcome != "cancelled":
+            metrics = self._ledger.metrics
+            metrics.fallback(key.route, key.flag, key.arm, key.model, key.streaming, self.model, outcome == "ok")

@@ -1,0 +1,281 @@
+"""
+``router.yaml``: what it may say, and what of it contradicts itself.
+
+Its one rule: every name that is used is defined, so that nothing is found missing by a user's request. Fields whose feature is
+not built yet (breaker, limits, caps, budgets, redact) are validated and kept; `not_in_force` names those a file sets.
+"""
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from specfile import Inconsistent, Loc, Money, PositiveDuration, Ratio, parse
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$"
+_LISTEN = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(?P<port>\d{1,5})", re.ASCII)
+
+Name = Annotated[str, Field(pattern=_NAME)]
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+UnitKind = Literal["user", "tenant", "session", "request"]
+
+
+def split_listen(text: str) -> tuple[str, int]:
+    """
+    Host and port of ``127.0.0.1:8421`` or ``[::1]:8421``; port 0 lets the system choose.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    match = _LISTEN.fullmatch(text)
+    if match is None or int(match["port"]) > 65535:
+        raise ValueError(f"{text!r} is not an address to listen on (write 127.0.0.1:8421)")
+    return match["v6"] or match["host"], int(match["port"])
+
+
+def _listen(text: str) -> str:
+    split_listen(text)
+    return text
+
+
+def _http_url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", text):
+        raise ValueError(f"{text!r} is not an address (write https://host/v1)")
+    return text.rstrip("/")
+
+
+def _source(text: str) -> str:
+    return text if re.fullmatch(r"file:.+", text) else _http_url(text)
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Provider(_Spec):
+    """
+    Somebody who serves models.
+
+    Args:
+        base_url: Up to and including the version (``https://api.openai.com/v1``).
+        api_key_env: The environment variable that holds the key. Without one, the client's own Authorization is forwarded.
+    """
+
+    name: Name
+    base_url: Annotated[str, AfterValidator(_http_url)]
+    api_key_env: EnvName | None = None
+
+
+class Timeout(_Spec):
+    """Limits of one attempt: of a whole JSON answer, of a whole stream, and of the wait for a stream's first content token."""
+
+    request: PositiveDuration = timedelta(seconds=30)
+    stream: PositiveDuration = timedelta(seconds=90)
+    first_token: PositiveDuration | None = None
+
+
+class Limits(_Spec):
+    requests_per_s: PositiveFloat | None = None
+    concurrency: PositiveInt | None = None
+    tokens_per_min: PositiveInt | None = None
+
+
+class Price(_Spec):
+    """Per million tokens. Cached input costs what other input does unless it has its own price."""
+
+    input_per_mtok: Money
+    output_per_mtok: Money
+    cached_input_per_mtok: Money | None = None
+
+
+class Breaker(_Spec):
+    failure_ratio: Ratio = 0.5
+    window: PositiveDuration = timedelta(minutes=2)
+    min_requests: PositiveInt = 10
+    open_for: PositiveDuration = timedelta(seconds=30)
+
+
+class Model(_Spec):
+    """
+    One model.
+
+    Args:
+        name: What clients, routes and flags call it.
+        upstream_name: What its provider calls it, where that differs.
+    """
+
+    name: Name
+    provider: Name
+    upstream_name: str | None = None
+    timeout: Timeout = Timeout()
+    context_tokens: PositiveInt | None = None
+    max_output_tokens: PositiveInt | None = None
+    limits: Limits | None = None
+    price: Price | None = None
+    breaker: Breaker | None = None
+
+
+class Match(_Spec):
+    model: Annotated[list[Name], Field(min_length=1)]
+
+
+class Route(_Spec):
+    """
+    Which requests go where.
+
+    Args:
+        match: The model names a client may ask for.
+        flag: Whose word decides; without one the default answers.
+        default: Answers as long as the flag was never seen.
+        fallbacks: Tried in this order when the chosen model fails before its first token.
+        unit: What is bucketed; by default what the flag says. See `router.selection.unit_of`.
+    """
+
+    name: Name
+    match: Match
+    flag: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] | None = None
+    default: Name
+    fallbacks: list[Name] = []
+    unit: UnitKind | None = None
+
+
+class Flags(_Spec):
+    """
+    Where flags come from.
+
+    Args:
+        source: The controller's ``http://.../flags/v1``, or ``file:flags.json``: one snapshot, relative to router.yaml.
+        stale_after: Silence of the source after which `penstock_flag_stale` is 1. The last flags stay in force.
+        ready_wait: How long `/readyz` says no while the first snapshot is awaited.
+        stream_silence: A stream without a byte for so long at its start does not work here: long polls then.
+    """
+
+    source: Annotated[str, AfterValidator(_source)]
+    stale_after: PositiveDuration = timedelta(seconds=60)
+    ready_wait: PositiveDuration = timedelta(seconds=5)
+    stream_silence: PositiveDuration = timedelta(seconds=5)
+
+
+class Shadow(_Spec):
+    """
+    Bounds of mirrored copies.
+
+    Args:
+        concurrency: Copies under way at once; further ones are skipped and counted.
+        drain: How long shutdown waits for copies under way.
+    """
+
+    concurrency: PositiveInt = 64
+    drain: PositiveDuration = timedelta(seconds=5)
+
+
+class Caps(_Spec):
+    input_tokens: PositiveInt | None = None
+    output_tokens: PositiveInt | None = None
+    cost_per_request: Money | None = None
+
+
+class Budget(_Spec):
+    environment: Name
+    per_day: Money
+    on_exceed: Literal["downgrade", "refuse"] = "downgrade"
+    downgrade_to: Name | None = None
+
+
+class Redact(_Spec):
+    logs: bool = True
+    patterns: list[Literal["email", "phone", "card", "api_key", "ip"]] = []
+
+
+class RouterConfig(_Spec):
+    """The whole file."""
+
+    api_version: Literal["penstock/v1"] = Field(alias="apiVersion")
+    kind: Literal["Router"]
+    listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:8421"
+    environment: Name = "production"
+    flags: Flags | None = None
+    providers: Annotated[list[Provider], Field(min_length=1)]
+    models: Annotated[list[Model], Field(min_length=1)]
+    routes: list[Route] = []
+    shadow: Shadow = Shadow()
+    max_body_bytes: PositiveInt = 32 * 1024 * 1024
+    body_timeout: PositiveDuration = timedelta(seconds=30)
+    log_requests: bool = False
+    caps: Caps | None = None
+    budgets: list[Budget] = []
+    redact: Redact | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RouterConfig":
+        problems = list(_contradictions(self))
+        if problems:
+            raise Inconsistent(problems)
+        return self
+
+    @property
+    def not_in_force(self) -> list[str]:
+        """Fields of this file that are kept for a feature this version does not have."""
+        top = [name for name in ("caps", "budgets", "redact") if getattr(self, name)]
+        inner = {name for m in self.models for name in ("limits", "breaker") if getattr(m, name)}
+        return top + [f"models.*.{name}" for name in sorted(inner)]
+
+
+def read_config(path: Path) -> RouterConfig:
+    """
+    Raises:
+        SpecError: the file cannot be read, or something in it is wrong; one line for each problem, with its place.
+    """
+    return parse(RouterConfig, path)
+
+
+def _contradictions(config: RouterConfig) -> Iterator[tuple[Loc, str]]:
+    for field, names in (
+        ("providers", [p.name for p in config.providers]),
+        ("models", [m.name for m in config.models]),
+        ("routes", [r.name for r in config.routes]),
+    ):
+        for i, name in enumerate(names):
+            if (first := names.index(name)) < i:
+                yield (field, i, "name"), f"{name!r} is already the name of {field}.{first}"
+
+    providers, models = {p.name for p in config.providers}, {m.name for m in config.models}
+    for i, model in enumerate(config.models):
+        if model.provider not in providers:
+            yield ("models", i, "provider"), f"unknown provider {model.provider!r} (known: {_listed(providers)})"
+        for kind in ("input_per_mtok", "output_per_mtok", "cached_input_per_mtok") if model.price else ():
+            yield from _dollars(("models", i, "price", kind), getattr(model.price, kind))
+
+    matched: dict[str, str] = {}
+    for i, route in enumerate(config.routes):
+        used: list[tuple[Loc, str]] = [(("default",), route.default)]
+        used += [(("fallbacks", j), name) for j, name in enumerate(route.fallbacks)]
+        for loc, name in used:
+            if name not in models:
+                yield ("routes", i, *loc), f"unknown model {name!r} (known: {_listed(models)})"
+        for j, name in enumerate(route.match.model):
+            if name in matched:
+                yield ("routes", i, "match", "model", j), f"{name!r} is already matched by route {matched[name]!r}"
+            matched.setdefault(name, route.name)
+
+    for i, budget in enumerate(config.budgets):
+        yield from _dollars(("budgets", i, "per_day"), budget.per_day)
+        if budget.downgrade_to is not None and budget.downgrade_to not in models:
+            yield ("budgets", i, "downgrade_to"), f"unknown model {budget.downgrade_to!r} (known: {_listed(models)})"
+        if budget.on_exceed == "downgrade" and budget.downgrade_to is None:
+            yield ("budgets", i), "on_exceed: downgrade needs downgrade_to, the model to go down to"
+    if config.caps:
+        yield from _dollars(("caps", "cost_per_request"), config.caps.cost_per_request)
+
+
+def _dollars(loc: Loc, money: Money | None) -> Iterator[tuple[Loc, str]]:
+    # Costs of different models are added up and compared; one currency, and the metric is penstock_cost_usd_total.
+    if money is not None and money.currency != "USD":
+        yield loc, f"'{money}' is not in USD; costs are counted in USD only"
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names))

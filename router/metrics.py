@@ -1,0 +1,179 @@
+"""
+What the router counts: the names and labels of ``docs/reference/router-metrics.md``, word for word.
+
+Its one rule: a series exists, at 0, before the first request that could raise it, so that "no errors" and "no data" look
+different. Children are kept after the first look-up: `labels()` builds and locks on every call, and would cost more than the
+counting.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+
+from flagspec import WEIGHT_MAX, RouteFlag
+from router.selection import Arm
+
+Outcome = Literal["ok", "error", "timeout", "rate_limited", "client_error", "cancelled"]
+ShadowOutcome = Literal["mirrored", "failed", "skipped_concurrency"]
+
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+_COMMON = ("environment", "flag", "route", "arm", "model", "streaming")
+
+SLO_EDGES = (0.5, 1.0, 1.2, 2.0, 3.0, 5.0, 10.0, 30.0, 90.0)
+"""Limits that gates judge by: an edge exactly there makes "share above the limit" a count and no interpolation."""
+
+BUCKETS = tuple(sorted({*(float(f"{1.1**k:.4g}") for k in range(-32, 48)), *SLO_EDGES}))
+"""Seconds. Ratio 1.1 through 1.0, from 0.047 to 88, and the exact limits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSeries:
+    """The series of one (route, flag, arm, model, streaming), looked up once."""
+
+    requests: dict[Outcome, Counter]
+    unavailable: Counter
+    duration: Histogram
+    ttft: Histogram
+    cost: Counter
+    cost_squared: Counter
+    cost_requests: Counter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSeries:
+    """The ``mcp_*`` series of one model."""
+
+    duration: Histogram
+    input: Counter
+    output: Counter
+    errors: dict[Outcome, Counter]
+
+
+class RouterMetrics:
+    """All metrics of one router, in a registry of their own."""
+
+    def __init__(self, environment: str) -> None:
+        # A `_created` line beside each series would double what Prometheus stores; nothing reads them. The switch is global
+        # in the library, and a router is a process of its own.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.environment = environment
+        self.registry = CollectorRegistry()
+        self._arms: dict[tuple[str, str, Arm, str, bool], ArmSeries] = {}
+        self._models: dict[str, ModelSeries] = {}
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(name, text, labels, registry=self.registry, buckets=BUCKETS)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=self.registry)
+
+        self._requests = counter("penstock_requests", "Finished requests, by outcome of the assigned model.", *_COMMON, "outcome")
+        self._unavailable = counter("penstock_unavailable", "User requests without a usable answer from anyone.", *_COMMON)
+        self._duration = histogram("penstock_request_duration_seconds", "Duration of the assigned model's attempt.", *_COMMON)
+        self._ttft = histogram("penstock_ttft_seconds", "Time to the first content token of a stream.", *_COMMON)
+        self._cost = counter("penstock_cost_usd", "Price of the tokens of the assigned model's attempt.", *_COMMON)
+        self._cost_squared = counter("penstock_cost_usd_squared", "Sum over requests of the squared price.", *_COMMON)
+        self._cost_requests = counter("penstock_cost_requests", "Requests in the two cost counters.", *_COMMON)
+        self._fallbacks = counter(
+            "penstock_fallbacks", "Fallbacks after the assigned model failed.", *_COMMON, "to_model", "outcome"
+        )
+        shadow = [label for label in _COMMON if label != "streaming"]
+        self._shadow = counter("penstock_shadow", "Mirrored copies, by outcome.", *shadow, "outcome")
+        revision = gauge("penstock_flag_revision_applied", "Revision of the flag snapshot in force.", "environment")
+        self.flag_revision = revision.labels(environment)
+        self._weight = gauge("penstock_flag_weight_applied", "Weight in force, 0..100000.", "environment", "flag")
+        stale = gauge("penstock_flag_stale", "1 when the flag source is silent for longer than stale_after.", "environment")
+        self.flag_stale = stale.labels(environment)
+        self._unit_missing = counter("penstock_unit_missing", "Requests without a unit.", "environment", "flag")
+        self._mcp_duration = histogram(
+            "mcp_request_duration_seconds", "Duration of upstream attempts.", "model", "provider", "tool"
+        )
+        self._mcp_tokens = counter("mcp_tokens", "Tokens of upstream attempts.", "model", "direction")
+        self._mcp_errors = counter("mcp_model_errors", "Upstream attempts that failed.", "model", "error_type")
+
+    def arm(self, route: str, flag: str, arm: Arm, model: str, streaming: bool) -> ArmSeries:
+        key = (route, flag, arm, model, streaming)
+        if (known := self._arms.get(key)) is not None:
+            return known
+        labels = (self.environment, flag, route, arm, model, "true" if streaming else "false")
+        made = ArmSeries(
+            requests={outcome: self._requests.labels(*labels, outcome) for outcome in OUTCOMES},
+            unavailable=self._unavailable.labels(*labels),
+            duration=self._duration.labels(*labels),
+            ttft=self._ttft.labels(*labels),
+            cost=self._cost.labels(*labels),
+            cost_squared=self._cost_squared.labels(*labels),
+            cost_requests=self._cost_requests.labels(*labels),
+        )
+        self._arms[key] = made
+        return made
+
+    def model(self, model: str, provider: str) -> ModelSeries:
+        if (known := self._models.get(model)) is not None:
+            return known
+        made = ModelSeries(
+            duration=self._mcp_duration.labels(model, provider, "chat"),
+            input=self._mcp_tokens.labels(model, "input"),
+            output=self._mcp_tokens.labels(model, "output"),
+            errors={outcome: self._mcp_errors.labels(model, outcome) for outcome in OUTCOMES if outcome != "ok"},
+        )
+        self._models[model] = made
+        return made
+
+    def fallback(self, route: str, flag: str, arm: Arm, model: str, streaming: bool, to_model: str, ok: bool) -> None:
+        self._fallback(route, flag, arm, model, streaming, to_model, ok).inc()
+
+    def shadow(self, route: str, flag: str, model: str, outcome: ShadowOutcome) -> None:
+        self._shadow.labels(self.environment, flag, route, "shadow", model, outcome).inc()
+
+    def unit_missing(self, flag: str) -> None:
+        self._unit_missing.labels(self.environment, flag).inc()
+
+    def weight(self, flag: str, read: Callable[[], int]) -> None:
+        """The weight is read when the metrics are: a lease that lapses shows without an event."""
+        self._weight.labels(self.environment, flag).set_function(lambda: float(read()))
+
+    def prime_default(self, route: str, flag: str, model: str, fallbacks: Sequence[str]) -> None:
+        """The series of a route before its flag was seen, and of one without a flag."""
+        self._prime_arm(route, flag, "baseline", model, fallbacks)
+        if flag:
+            self._unit_missing.labels(self.environment, flag)
+
+    def prime_flag(self, route: str, flag: RouteFlag, fallbacks: Sequence[str]) -> None:
+        """The series of a flag's two arms and its shadow, before any request."""
+        control, candidate = flag.control.model, flag.candidate.model
+        self._prime_arm(route, flag.key, "baseline", control, fallbacks)
+        self._prime_arm(route, flag.key, "candidate", candidate, [control, *fallbacks])
+        for streaming in (False, True):
+            self.arm(route, flag.key, "shadow", candidate, streaming)
+        for outcome in get_args(ShadowOutcome):
+            self._shadow.labels(self.environment, flag.key, route, "shadow", candidate, outcome)
+        self._unit_missing.labels(self.environment, flag.key)
+
+    def exposition(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def _prime_arm(self, route: str, flag: str, arm: Arm, model: str, fallbacks: Sequence[str]) -> None:
+        for streaming in (False, True):
+            self.arm(route, flag, arm, model, streaming)
+            for to_model in fallbacks:
+                if to_model != model:
+                    self._fallback(route, flag, arm, model, streaming, to_model, True)
+                    self._fallback(route, flag, arm, model, streaming, to_model, False)
+
+    def _fallback(self, route: str, flag: str, arm: Arm, model: str, streaming: bool, to_model: str, ok: bool) -> Counter:
+        labels = (self.environment, flag, route, arm, model, "true" if streaming else "false")
+        return self._fallbacks.labels(*labels, to_model, "ok" if ok else "failed")
+
+
+def weight_in_force(flag: RouteFlag | None, lapsed: bool) -> int:
+    """What a flag amounts to: 0 while it is killed, its lease has lapsed, or it is unknown; 0..WEIGHT_MAX otherwise."""
+    if flag is None or flag.killed or lapsed:
+        return 0
+    return min(flag.weight, WEIGHT_MAX)

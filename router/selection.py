@@ -1,0 +1,135 @@
+"""
+Who answers a request: the route by the model's name, the arm by the flag, then the fallbacks in order.
+
+Pure: values in, a `Plan` out; no clock, no I/O. Its one rule: the plan is complete before the first attempt, so that what happens
+on failure is decided by configuration and not by the moment.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Literal
+
+from flagspec import RouteFlag, Variant, assign
+from router.config import Route, RouterConfig
+
+Arm = Literal["baseline", "candidate", "shadow"]
+
+_ENVELOPE = frozenset({"model", "messages", "stream", "stream_options"})
+"""What a variant's params never set: they would change what the client is told or how it is answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One attempt: a model, and parameters that hold where the client did not set its own."""
+
+    model: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """
+    What will be tried for one request.
+
+    Args:
+        route: The route's name; "" for a model that was asked for directly.
+        flag: The flag's key; "" if no flag decides.
+        arm: Whose result this request is.
+        steps: The assigned model, then its fallbacks, none twice.
+        mirror: Gets a copy whose answer nobody sees.
+        reason: Why this arm: `flagspec.Assignment.reason`, or ``no_flag``, ``flag_unseen``, ``direct``.
+    """
+
+    route: str
+    flag: str
+    arm: Arm
+    steps: tuple[Step, ...]
+    mirror: Step | None
+    reason: str
+
+
+class Selector:
+    """The routes of a configuration, indexed."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._routes = {name: route for route in config.routes for name in route.match.model}
+        self._models = {m.name for m in config.models}
+
+    def route_for(self, model: str) -> Route | None:
+        return self._routes.get(model)
+
+    def names(self) -> list[str]:
+        """Every name that a client may ask for, routes first."""
+        return [*self._routes, *sorted(self._models - self._routes.keys())]
+
+    def plan(self, model: str, flag: RouteFlag | None, unit: str | None, now: datetime) -> Plan | None:
+        """
+        Args:
+            model: What the client asked for.
+            flag: The flag of the model's route as last seen; None if the route has none or it was never seen.
+            unit: What is bucketed; see `unit_of`.
+            now: Aware time, for the flag's lease.
+
+        Returns:
+            The plan; None if nothing of that name exists.
+        """
+        route = self._routes.get(model)
+        if route is None:
+            if model not in self._models:
+                return None
+            return Plan(route="", flag="", arm="baseline", steps=(Step(model=model),), mirror=None, reason="direct")
+        if flag is None:
+            reason = "flag_unseen" if route.flag else "no_flag"
+            steps = _chain(route, Step(model=route.default))
+            return Plan(route=route.name, flag=route.flag or "", arm="baseline", steps=steps, mirror=None, reason=reason)
+        said = assign(flag, unit, now)
+        first, control = _step(said.variant), _step(flag.control)
+        return Plan(
+            route=route.name,
+            flag=flag.key,
+            arm="candidate" if said.arm == "candidate" else "baseline",
+            steps=_chain(route, first, control),
+            mirror=None if said.mirror is None else _step(said.mirror),
+            reason=said.reason,
+        )
+
+
+def unit_of(kind: str, user: str | None, header: str | None, authorization: str | None, request_id: str) -> str | None:
+    """
+    What identifies the request for the split.
+
+    Args:
+        kind: ``user``: body.user, then the header ``x-penstock-unit``, then a hash of the API key. ``tenant``: the header,
+            then the hash. ``session``: the header. ``request``: the request's own id, so that nothing is sticky. Unknown ones read as ``session``.
+
+    Returns:
+        None if the request carries none of them.
+    """
+    if kind == "request":
+        return request_id
+    if kind == "user" and user:
+        return user
+    if header or kind not in ("user", "tenant"):
+        return header or None
+    return sha256(authorization.encode()).hexdigest()[:32] if authorization else None
+
+
+def payload(body: Mapping[str, Any], step: Step, upstream_name: str) -> dict[str, Any]:
+    """The request as it goes to this step's model: the client's fields untouched, the step's params where the client set none."""
+    params = {k: v for k, v in step.params.items() if k not in _ENVELOPE} if step.params else {}
+    return {**params, **body, "model": upstream_name}
+
+
+def _step(variant: Variant) -> Step:
+    return Step(model=variant.model, params=variant.params)
+
+
+def _chain(route: Route, assigned: Step, control: Step | None = None) -> tuple[Step, ...]:
+    """The assigned step, the control if it is another one (be it only by its params), and fallbacks that were not tried yet."""
+    steps = [assigned]
+    if control is not None and control != assigned:
+        steps.append(control)
+    tried = {s.model for s in steps}
+    return (*steps, *(Step(model=name) for name in dict.fromkeys(route.fallbacks) if name not in tried))

@@ -1,0 +1,193 @@
+"""
+The router as a process: reads the configuration, opens the sockets, serves until told to stop.
+
+Its one rule: everything that can be wrong with configuration or port is said before the first request is accepted.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import uvicorn
+from yarl import URL
+
+from flagspec import FlagSpecError, Snapshot
+from router import logs
+from router.app import RouterApp
+from router.attempt import Target
+from router.config import RouterConfig, read_config, split_listen
+from router.engine import Engine
+from router.flags import FlagClient, FlagTable, check_snapshot, read_snapshot_file
+from router.metrics import RouterMetrics
+from specfile import SpecError
+
+log = logs.get_logger()
+
+CONNECT_S = 5.0
+"""Longer than any working connection takes to open, short enough to leave time for a fallback."""
+
+BACKLOG = 2048
+
+
+def create_app(config: RouterConfig, *, environ: Mapping[str, str] = os.environ, directory: Path | None = None) -> RouterApp:
+    """
+    The ASGI application; it opens its connections in its lifespan.
+
+    Args:
+        environ: Where providers' keys are looked up.
+        directory: What a relative ``file:`` source of flags is relative to; by default the current directory.
+
+    Raises:
+        FlagSpecError: a static snapshot cannot be used.
+    """
+    metrics = RouterMetrics(config.environment)
+    table = FlagTable(config.environment)
+    targets = _targets(config, environ)
+    static = _static_snapshot(config, directory)
+    client = None
+    if config.flags is not None and static is None:
+        client = FlagClient(config.flags, table, metrics)
+    else:
+        metrics.flag_stale.set(0)
+    waited = asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[Engine]:
+        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=30)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+        skip = ("User-Agent", "Accept", "Accept-Encoding")
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, trust_env=False, skip_auto_headers=skip, cookie_jar=aiohttp.DummyCookieJar()
+        ) as session:
+            engine = Engine(config, targets, session, table, metrics)
+            table.subscribe(engine.flags_changed)
+            if static is not None:
+                table.take_snapshot(static)
+            if client is not None and config.flags is not None:
+                client.start()
+                asyncio.get_running_loop().call_later(config.flags.ready_wait.total_seconds(), waited.set)
+            try:
+                yield engine
+            finally:
+                if client is not None:
+                    await client.close()
+                await engine.close()
+
+    def ready() -> bool:
+        return client is None or client.first_snapshot.is_set() or waited.is_set()
+
+    return RouterApp(config, metrics, lifespan, ready)
+
+
+def run(config_path: Path, *, listen: str | None = None) -> int:
+    """
+    Serve until SIGINT or SIGTERM.
+
+    Args:
+        config_path: router.yaml.
+        listen: ``host:port`` in place of the file's.
+
+    Returns:
+        Exit code: 0 after a stop that was asked for; 1 when the configuration or the port cannot be used, which stderr says.
+    """
+    try:
+        config = read_config(config_path)
+        logs.configure()
+        host, port = split_listen(listen or config.listen)
+        app = create_app(config, directory=config_path.parent)
+        sock = _bind(host, port)
+    except (SpecError, FlagSpecError, ValueError) as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    except OSError as exc:
+        print(f"cannot listen on {listen or config.listen}: {exc.strerror or exc}", file=sys.stderr)
+        return 1
+    _say_what_is_missing(config, os.environ)
+    server = _Server(
+        uvicorn.Config(
+            app, loop="auto", http="httptools", ws="none", lifespan="on", access_log=False, log_level="warning",
+            server_header=False, date_header=False, backlog=BACKLOG, timeout_graceful_shutdown=10,
+        )
+    )  # fmt: skip
+    # uvicorn raises the signal that stopped it once more when it is done; a stop that was asked for is no failure.
+    before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run(sockets=[sock])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sock.close()
+    return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for sock in sockets or ():
+            host, port = sock.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"penstock router listening on http://{shown}:{port}", file=sys.stderr, flush=True)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Binds here and not in uvicorn, which ends the process when the port is taken."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        # Listening at once makes a second process on the same port fail now.
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+def _targets(config: RouterConfig, environ: Mapping[str, str]) -> dict[str, Target]:
+    providers = {p.name: p for p in config.providers}
+    targets = {}
+    for model in config.models:
+        provider = providers[model.provider]
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "penstock-router"}
+        if provider.api_key_env and (key := environ.get(provider.api_key_env)):
+            headers["Authorization"] = f"Bearer {key}"
+        first_token = model.timeout.first_token
+        targets[model.name] = Target(
+            model=model.name,
+            upstream_name=model.upstream_name or model.name,
+            provider=provider.name,
+            url=URL(f"{provider.base_url}/chat/completions"),
+            headers=headers,
+            forward_authorization=provider.api_key_env is None,
+            request_s=model.timeout.request.total_seconds(),
+            stream_s=model.timeout.stream.total_seconds(),
+            first_token_s=None if first_token is None else first_token.total_seconds(),
+        )
+    return targets
+
+
+def _static_snapshot(config: RouterConfig, directory: Path | None) -> Snapshot | None:
+    if config.flags is None or not config.flags.source.startswith("file:"):
+        return None
+    path = (directory or Path()) / config.flags.source.removeprefix("file:")
+    snapshot = read_snapshot_file(path)
+    check_snapshot(snapshot, config.environment)
+    return snapshot
+
+
+def _say_what_is_missing(config: RouterConfig, environ: Mapping[str, str]) -> None:
+    for provider in config.providers:
+        if provider.api_key_env and not environ.get(provider.api_key_env):
+            log.warning("api_key_missing", provider=provider.name, env=provider.api_key_env)
+    if config.not_in_force:
+        log.warning("config_not_in_force", fields=config.not_in_force)

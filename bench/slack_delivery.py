@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import count
 from typing import Any
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import aiohttp
@@ -180,7 +181,7 @@ async def deliver_http(
     session: aiohttp.ClientSession, url: str, secret: str, payload: Mapping[str, Any], *, tamper: Tamper = Tamper.NONE
 ) -> Ack:
     """Post one interaction to the app's request URL, signed, and wait for its answer."""
-    body = aiohttp.FormData({"payload": json.dumps(payload)})().decode().encode()
+    body = urlencode({"payload": json.dumps(payload)}).encode()
     stamp = str(int(time.time()) - (600 if tamper is Tamper.STALE else 0))
     signed = signature(secret + ("wrong" if tamper is Tamper.SIGNATURE else ""), stamp, body)
     headers = {"content-type": "application/x-www-form-urlencoded", "user-agent": "Slackbot 1.0 (+https://api.slack.com/robots)"}

@@ -124,7 +124,7 @@ class Workspace:
     messages: dict[str, dict[str, Message]] = field(default_factory=dict)
     views: dict[str, View] = field(default_factory=dict)
     _triggers: dict[str, _Trigger] = field(default_factory=dict)
-    _numbers: count[int] = field(default_factory=lambda: count(1))
+    _numbers: "count[int]" = field(default_factory=lambda: count(1))
     _last_us: int = 0
 
     def call(self, method: str, args: Mapping[str, Any], *, now_s: float) -> dict[str, Any]:

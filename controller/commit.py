@@ -5,7 +5,8 @@ It stands behind `tick` and `commands`, which decide; both write through here an
 row comes before the flag, the Applied row after it. Whoever dies in between is survived by `settle`, which the next look runs first.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from controller.core.converge import Convergence, Drift, FinishLowering, GiveUpRaise, InStep, Killed, Landed, UnrecordedLowering, converge, seen
 from controller.core.decision import Decision, Weights, lowers
@@ -22,6 +23,9 @@ from controller.ports import (
     SeqTaken,
 )
 from flagspec import RouteFlag
+
+RAISE_VALID = timedelta(seconds=30)
+"""A raise that has not reached the flag by then is refused by the store: its evidence is too old by then."""
 
 LOWERING_ATTEMPTS = 10
 """A lowering that loses the compare-and-set race is read and written again; each loss means that somebody else's write went through."""
@@ -136,7 +140,8 @@ def _apply(rollout: Rollout, flag: RouteFlag | None, ports: Ports, actor: str) -
         flag = _lower(rollout, moving.decision_id, ports)
     else:
         try:
-            flag = ports.flags.write(_change(rollout, moving.weights, moving.decision_id), 0 if flag is None else flag.version)
+            change = replace(_change(rollout, moving.weights, moving.decision_id), not_after=moving.since + RAISE_VALID)
+            flag = ports.flags.write(change, 0 if flag is None else flag.version)
         except (FlagConflict, FlagKilled):
             # Somebody changed the flag since it was read. The next look withdraws the raise and judges what it finds.
             return Committed(rollout=rollout, flag=flag, lost=True)

@@ -136,7 +136,13 @@ class RolloutIndex(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlagChange:
-    """All that a decision writes into a flag; version and revision are the store's."""
+    """
+    All that a decision writes into a flag; version and revision are the store's.
+
+    Args:
+        not_after: A raise is refused after this time of the store's own clock: a controller that slept between decision and
+            write must not raise on stale evidence. None for no end.
+    """
 
     environment: str
     key: str
@@ -147,6 +153,7 @@ class FlagChange:
     weight: int
     shadow_weight: int
     decision_id: str
+    not_after: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +183,7 @@ class FlagStore(Protocol):
         Write if the flag is at `expected_version` (0: it does not exist yet).
 
         Raises:
-            FlagConflict: it is not.
+            FlagConflict: it is not, or `not_after` has passed.
             FlagKilled: it is killed and the change has weight > 0 or shadow_weight > 0.
             FlagUnavailable: unknown whether it landed.
         """

@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from router.config import RouterConfig
 from router.engine import ChatRequest, Engine, Reply
 from router.errors import ApiError, missing, model_not_found, wrong_type
+from router.flags import FlagTable
 from router.logs import get_logger
 from router.metrics import RouterMetrics
 
@@ -52,12 +53,14 @@ class RouterApp:
         self,
         config: RouterConfig,
         metrics: RouterMetrics,
+        flags: FlagTable,
         lifespan: Callable[[], AbstractAsyncContextManager[Engine]],
         ready: Callable[[], bool],
     ) -> None:
         self.engine: Engine | None = None
         self._config = config
-        self._metrics = metrics
+        self.metrics = metrics
+        self.flags = flags
         self._lifespan = lifespan
         self._ready = ready
         self._started_at = int(time.time())
@@ -154,7 +157,7 @@ class RouterApp:
         return 503, b"application/json", b'{"status":"waiting for the first flag snapshot"}'
 
     def _exposition(self, _path: str) -> tuple[int, bytes, bytes]:
-        return 200, CONTENT_TYPE_PLAIN_0_0_4.encode(), self._metrics.exposition()
+        return 200, CONTENT_TYPE_PLAIN_0_0_4.encode(), self.metrics.exposition()
 
     def _models(self, _path: str) -> tuple[int, bytes, bytes]:
         assert self.engine is not None, "the lifespan comes first"

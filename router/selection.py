@@ -102,7 +102,7 @@ def unit_of(kind: str, user: str | None, header: str | None, authorization: str 
 
     Args:
         kind: ``user``: body.user, then the header ``x-penstock-unit``, then a hash of the API key. ``tenant``: the header,
-            then the hash. ``session``: the header. ``request``: the request's own id, so that nothing is sticky. Unknown ones read as ``session``.
+            then the hash. ``session``, and any other: the header. ``request``: the request's own id: nothing is sticky.
 
     Returns:
         None if the request carries none of them.

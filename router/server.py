@@ -82,7 +82,7 @@ def create_app(config: RouterConfig, *, environ: Mapping[str, str] = os.environ,
     def ready() -> bool:
         return client is None or client.first_snapshot.is_set() or waited.is_set()
 
-    return RouterApp(config, metrics, lifespan, ready)
+    return RouterApp(config, metrics, table, lifespan, ready)
 
 
 def run(config_path: Path, *, listen: str | None = None) -> int:
@@ -98,7 +98,6 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
     """
     try:
         config = read_config(config_path)
-        logs.configure()
         host, port = split_listen(listen or config.listen)
         app = create_app(config, directory=config_path.parent)
         sock = _bind(host, port)
@@ -108,6 +107,7 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
     except OSError as exc:
         print(f"cannot listen on {listen or config.listen}: {exc.strerror or exc}", file=sys.stderr)
         return 1
+    logs.configure()
     _say_what_is_missing(config, os.environ)
     server = _Server(
         uvicorn.Config(

@@ -89,6 +89,11 @@ class EmbeddedPostgres:
         return None if self._child is None else self._child.pid
 
     @property
+    def returncode(self) -> int | None:
+        """How it ended; None while it runs or before it was started."""
+        return None if self._child is None else self._child.returncode
+
+    @property
     def log_path(self) -> Path:
         # Beside the data directory: inside it, initdb would refuse a directory that is not empty.
         return self.data_dir.with_name(self.data_dir.name + ".log")

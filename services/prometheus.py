@@ -54,6 +54,7 @@ class PrometheusServer:
         port: Port on loopback; 0 chooses a free one.
         fresh: Throw away the data of earlier runs.
         retention: How long samples are kept.
+        metric_relabel: `metric_relabel_configs` of every job, to drop or rename series as they are scraped.
         binary: The program; default is `find_prometheus()`.
     """
 
@@ -69,6 +70,7 @@ class PrometheusServer:
         port: int = 0,
         fresh: bool = True,
         retention: timedelta = timedelta(days=15),
+        metric_relabel: Sequence[Mapping[str, object]] = (),
         binary: Path | None = None,
     ) -> None:
         self.directory = directory.absolute()
@@ -81,6 +83,7 @@ class PrometheusServer:
         self._wants_port = port
         self._fresh = fresh
         self._retention = retention
+        self._metric_relabel = [dict(rule) for rule in metric_relabel]
         self._binary = binary
         self._child: ChildProcess | None = None
 
@@ -92,6 +95,11 @@ class PrometheusServer:
     @property
     def pid(self) -> int | None:
         return None if self._child is None else self._child.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended; None while it runs or before it was started."""
+        return None if self._child is None else self._child.returncode
 
     @property
     def log_path(self) -> Path:
@@ -176,7 +184,11 @@ class PrometheusServer:
             },
             "rule_files": [str(p) for p in self._rule_files],
             "scrape_configs": [
-                {"job_name": job, "file_sd_configs": [{"files": [str(self._target_file(job))], "refresh_interval": "1s"}]}
+                {
+                    "job_name": job,
+                    "file_sd_configs": [{"files": [str(self._target_file(job))], "refresh_interval": "1s"}],
+                    "metric_relabel_configs": self._metric_relabel,
+                }
                 for job in self._targets
             ],
         }

@@ -96,6 +96,7 @@ class MemoryFlags:
 
     flags: dict[tuple[str, str], RouteFlag] = field(default_factory=dict)
     revision: int = 0
+    clock: Clock = wall_clock
     capabilities: FlagCapabilities = FlagCapabilities(cas="native", granularity=1, propagation_bound_s=0.0)
 
     def read(self, environment: str, key: str) -> RouteFlag | None:
@@ -106,6 +107,8 @@ class MemoryFlags:
         version = 0 if current is None else current.version
         if version != expected_version:
             raise FlagConflict(f"flag {change.key!r} is at version {version}, not {expected_version}")
+        if change.not_after is not None and self.clock() > change.not_after:
+            raise FlagConflict(f"flag {change.key!r}: {change.decision_id} came after {change.not_after.isoformat()}")
         killed = current is not None and current.killed
         if killed and (change.weight or change.shadow_weight):
             raise FlagKilled(f"flag {change.key!r} is killed")

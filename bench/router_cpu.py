@@ -1,0 +1,276 @@
+"""
+CPU per request of the router, beside a bare ASGI + aiohttp pass-through measured in the same run.
+
+    python -m bench.router_cpu [--requests 2000] [--concurrency 16] [-o json]
+    python -m bench.router_cpu --sse            the SSE splitter beside httpx-sse's decoder
+
+The upstream answers at once from memory, so that nothing but the proxies' own work is measured. CPU is user + system time of the
+proxy's process (/proc/<pid>/stat), taken before and after; the wall clock and the load of the machine hardly enter into it.
+
+Its one rule: compare ratios of one run, never milliseconds of two machines.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvicorn
+
+CONTENT_EVENTS = 33
+"""With the role, finish_reason, usage and [DONE] around them: 37 events from the upstream, 36 to a client without usage."""
+
+EVENT_EVERY_S = 0.002
+"""Closer together, several events would share a segment, and the proxies would look cheaper than they are."""
+
+ANSWER = {
+    "id": "chatcmpl-1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "gpt-4.1",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "word " * 120}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 200, "completion_tokens": 120, "total_tokens": 320},
+}
+
+REQUEST = {
+    "model": "chat",
+    "messages": [{"role": "system", "content": "You are brief. " * 20}, {"role": "user", "content": "Tell me more. " * 30}],
+    "temperature": 0.2,
+}
+
+
+def stream_events() -> list[bytes]:
+    def event(choices: list[Any], **more: Any) -> bytes:
+        data = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4.1", "choices": choices, **more}
+        return b"data: " + json.dumps(data).encode() + b"\n\n"
+
+    def delta(fields: dict[str, str], finish: str | None = None) -> bytes:
+        return event([{"index": 0, "delta": fields, "finish_reason": finish}])
+
+    words = [delta({"content": f" word{i}"}) for i in range(CONTENT_EVENTS)]
+    head, tail = delta({"role": "assistant", "content": ""}), delta({}, "stop")
+    return [head, *words, tail, event([], usage=ANSWER["usage"]), b"data: [DONE]\n\n"]
+
+
+async def upstream_app(scope: Any, receive: Any, send: Any) -> None:
+    """An upstream that answers from memory; a stream's events come far enough apart to arrive one by one, as a model's do."""
+    if scope["type"] != "http":
+        return
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    if b'"stream":true' not in body.replace(b" ", b""):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        return await send({"type": "http.response.body", "body": _ANSWER})
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+    for event in _EVENTS:
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        await asyncio.sleep(EVENT_EVERY_S)
+    await send({"type": "http.response.body", "body": b""})
+
+
+_ANSWER = json.dumps(ANSWER).encode()
+_EVENTS = stream_events()
+_session: aiohttp.ClientSession | None = None
+
+
+async def bare_app(scope: Any, receive: Any, send: Any) -> None:
+    """The least that a proxy can do: the body in, the body out."""
+    global _session
+    if scope["type"] != "http":
+        return
+    if _session is None:
+        _session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    async with _session.post(os.environ["UPSTREAM"] + "/chat/completions", data=body) as response:
+        content_type = response.headers["content-type"].encode()
+        await send({"type": "http.response.start", "status": response.status, "headers": [(b"content-type", content_type)]})
+        async for chunk in response.content.iter_any():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def router_yaml(upstream: str, folder: Path) -> Path:
+    """Metrics, a sticky split at 50 % and a price: everything that a request passes through in production."""
+    side = {"model": "gpt-4.1", "params": {}}
+    flag = {
+        "environment": "production", "key": "chat-model", "version": 1, "revision": 1, "killed": False, "weight": 50_000,
+        "shadow_weight": 0, "salt": "s", "unit": "user", "control": side, "candidate": {"model": "gpt-5", "params": {}},
+        "decision_id": "d",
+    }  # fmt: skip
+    snapshot = {"schema": "penstock.flags/v1", "environment": "production", "revision": 1, "flags": [flag]}
+    (folder / "flags.json").write_text(json.dumps(snapshot))
+    price = {"input_per_mtok": "2 USD", "output_per_mtok": "8 USD"}
+    timeout = {"request": "30s", "stream": "90s", "first_token": "10s"}
+    config = {
+        "apiVersion": "penstock/v1",
+        "kind": "Router",
+        "flags": {"source": "file:flags.json"},
+        "providers": [{"name": "p", "base_url": upstream}],
+        "models": [{"name": n, "provider": "p", "price": price, "timeout": timeout} for n in ("gpt-4.1", "gpt-5")],
+        "routes": [{"name": "chat", "match": {"model": ["chat"]}, "flag": "chat-model", "default": "gpt-4.1"}],
+    }
+    path = folder / "router.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
+@contextmanager
+def process(role: str, **env: str) -> Iterator[tuple[str, int]]:
+    """A server in a process of its own; its address and process id."""
+    command = [sys.executable, "-m", "bench.router_cpu", "--role", role]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
+    try:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if "listening on" in line:
+                yield line.split()[-1], child.pid
+                return
+        raise SystemExit(f"the {role} did not start")
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def serve(role: str) -> int:
+    if role == "router":
+        from router.server import run
+
+        return run(Path(os.environ["ROUTER_YAML"]), listen="127.0.0.1:0")
+    app = upstream_app if role == "upstream" else bare_app
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            port = self.servers[0].sockets[0].getsockname()[1]
+            print(f"listening on http://127.0.0.1:{port}", file=sys.stderr, flush=True)
+
+    Server(uvicorn.Config(app, port=0, http="httptools", lifespan="off", access_log=False, log_level="error")).run()
+    return 0
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@asynccontextmanager
+async def client() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
+
+
+async def load(url: str, requests: int, concurrency: int, stream: bool) -> None:
+    """So many requests, so many at a time; every answer is read to its end and must be whole."""
+    todo = iter(range(requests))
+
+    async def worker(session: aiohttp.ClientSession) -> None:
+        for i in todo:
+            body = json.dumps({**REQUEST, "user": f"user-{i % 500}", **({"stream": True} if stream else {})}).encode()
+            headers = {"Content-Type": "application/json", "Authorization": "Bearer k"}
+            async with session.post(url, data=body, headers=headers) as response:
+                got = await response.read()
+                assert response.status == 200, got[:200]
+                assert got.rstrip().endswith(b"[DONE]") if stream else b"choices" in got, got[-200:]
+
+    async with client() as session:
+        await asyncio.gather(*(worker(session) for _ in range(concurrency)))
+
+
+def measure(url: str, pid: int, requests: int, concurrency: int, stream: bool) -> tuple[float, float]:
+    """CPU in ms a request, and requests a second."""
+    target = f"{url}/v1/chat/completions"
+    asyncio.run(load(target, max(50, requests // 10), concurrency, stream))
+    cpu, wall = cpu_s(pid), time.perf_counter()
+    asyncio.run(load(target, requests, concurrency, stream))
+    return (cpu_s(pid) - cpu) * 1000 / requests, requests / (time.perf_counter() - wall)
+
+
+def sse() -> dict[str, float]:
+    """Microseconds an event, of this router's splitter and of httpx-sse's decoder, on the same bytes in the same chunks."""
+    from httpx_sse._decoders import SSEDecoder
+
+    from router.sse import SseSplitter, data_of
+
+    rounds = 2000
+    started = time.process_time()
+    for _ in range(rounds):
+        splitter = SseSplitter()
+        for chunk in _EVENTS:
+            for raw in splitter.feed(chunk):
+                data_of(raw)
+    ours = time.process_time() - started
+    started = time.process_time()
+    for _ in range(rounds):
+        decoder = SSEDecoder()
+        for chunk in _EVENTS:
+            for line in chunk.decode().splitlines():
+                decoder.decode(line)
+    theirs = time.process_time() - started
+    per = 1e6 / (rounds * len(_EVENTS))
+    return {"router_us": round(ours * per, 2), "httpx_sse_us": round(theirs * per, 2)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="CPU per request of the router beside a bare pass-through.")
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("-o", choices=["table", "json"], default="table", dest="output")
+    parser.add_argument("--sse", action="store_true", help="only the SSE splitter beside httpx-sse")
+    parser.add_argument("--role", choices=["upstream", "bare", "router"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.role:
+        return serve(args.role)
+    if args.sse:
+        print(json.dumps(sse()))
+        return 0
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, process("upstream") as (upstream, _):
+        base = f"{upstream}/v1"
+        config = router_yaml(base, Path(folder))
+        with process("bare", UPSTREAM=base) as bare, process("router", ROUTER_YAML=str(config)) as router:
+            for stream in (False, True):
+                for concurrency in args.concurrency:
+                    # A stream takes a tenth of a second by its pace; this many are enough for 1 % of CPU.
+                    requests = min(args.requests, 100 * max(3, concurrency)) if stream else args.requests
+                    bare_ms, _ = measure(*bare, requests, concurrency, stream)
+                    router_ms, rate = measure(*router, requests, concurrency, stream)
+                    rows.append(
+                        {
+                            "kind": "stream_36" if stream else "json",
+                            "concurrency": concurrency,
+                            "bare_ms": round(bare_ms, 3),
+                            "router_ms": round(router_ms, 3),
+                            "ratio": round(router_ms / bare_ms, 2),
+                            "router_requests_per_s": round(rate),
+                        }
+                    )
+    if args.output == "json":
+        print(json.dumps(rows))
+    else:
+        print(f"{'kind':<10} {'conc.':>5} {'bare ms':>8} {'router ms':>9} {'ratio':>6} {'req/s':>6}")
+        for row in rows:
+            print("{kind:<10} {concurrency:>5} {bare_ms:>8} {router_ms:>9} {ratio:>6} {router_requests_per_s:>6}".format(**row))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

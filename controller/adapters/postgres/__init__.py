@@ -1,0 +1,23 @@
+"""
+Postgres: the audit log, the outbox, the embedded flag store, and the schema they live in.
+
+`open_engine` connects, `migrate.upgrade` makes the tables, `chain.verify` checks the log. Importing this package opens nothing and does not
+import alembic.
+"""
+
+from controller.adapters.postgres.audit import PostgresAudit
+from controller.adapters.postgres.connect import app_url, create_database, open_engine, reader_url
+from controller.adapters.postgres.feed import PostgresFlagSource
+from controller.adapters.postgres.flags import PostgresFlags
+from controller.adapters.postgres.outbox import PostgresOutbox
+
+__all__ = [
+    "PostgresAudit",
+    "PostgresFlagSource",
+    "PostgresFlags",
+    "PostgresOutbox",
+    "app_url",
+    "create_database",
+    "open_engine",
+    "reader_url",
+]

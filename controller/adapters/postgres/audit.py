@@ -1,0 +1,253 @@
+"""
+The audit log in Postgres: `controller.ports.AuditLog`, `RolloutIndex` and `Outbox` on one database.
+
+`append` is one transaction: take the chain's lock, read the head, write the row, hold or release the flag, write the notice. Its one rule:
+(rollout, seq) decides. The lock only keeps the chain in one line; whoever comes second to a row is told so, and an unclear commit is
+looked up by its key under the same lock, where it can no longer change.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from sqlalchemy import Connection, Engine, delete, func, insert, literal_column, select, text
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from controller.adapters.postgres.errors import reason, translated
+from controller.adapters.postgres.outbox import PostgresOutbox
+from controller.adapters.postgres.rows import GENESIS, Answer, Packed, columns, pack, references, row_hash, text_of, unpack
+from controller.adapters.postgres.tables import CHAIN_LOCK, audit, audit_evidence, flag_holds, outbox
+from controller.codec import CodecError, notice_to_json
+from controller.core.notice import Notice
+from controller.core.rollout import Abandoned, Applied, Entry, Opened
+from controller.ports import AuditUnavailable, FlagHeld, NewEntry, SeqTaken, UnknownRollout
+
+ENDING = frozenset({"promote", "roll_back", "abort"})
+"""Decisions whose confirmation ends the rollout."""
+
+CACHED_ROLLOUTS = 256
+"""Rows never change, so a guard that looks every few seconds reads only what is new. Bounded, for processes that live for months."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    """What `append` must know before it writes, read under the chain's lock."""
+
+    at: datetime
+    id: int
+    hash: str
+    seq: int
+    plan_digest: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    entries: tuple[Entry, ...]
+    last_hash: str
+
+
+class PostgresAudit(PostgresOutbox):
+    """
+    Entries carry the raw answers of their evidence as references (`sha256:...`), because a look at a rollout needs none of them;
+    `entry` reads one row with its answers.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def now(self) -> datetime:
+        with translated(AuditUnavailable, "reading the database's clock"), self._engine.connect() as connection:
+            at: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+            return at.astimezone(UTC)
+
+    # --- reading ----------------------------------------------------------------------------------------------------------------
+
+    def entries(self, rollout_id: str) -> Sequence[Entry]:
+        with self._lock:
+            known = self._known.get(rollout_id)
+        fresh = self._read(rollout_id, from_seq=len(known.entries) if known else 1)
+        if known is not None and not (fresh and fresh[0]["hash"] == known.last_hash):
+            # The last row that we know is not there any more: the database was restored from a backup.
+            known, fresh = None, self._read(rollout_id, from_seq=1)
+        new = fresh if known is None else fresh[1:]
+        entries = (*(known.entries if known else ()), *(_entry(row) for row in new))
+        if not entries:
+            raise UnknownRollout(f"no rollout {rollout_id!r}")
+        with self._lock:
+            self._known[rollout_id] = _Known(entries=entries, last_hash=fresh[-1]["hash"])
+            self._known.move_to_end(rollout_id)
+            while len(self._known) > CACHED_ROLLOUTS:
+                self._known.popitem(last=False)
+        return entries
+
+    def entry(self, rollout_id: str, seq: int) -> Entry:
+        """
+        One row with the raw answers of its evidence.
+
+        Raises:
+            UnknownRollout: there is no such row.
+            AuditUnavailable: it cannot be read.
+        """
+        with translated(AuditUnavailable, f"reading row {rollout_id}/{seq}"), self._engine.connect() as connection:
+            query = select(audit).where(audit.c.rollout_id == rollout_id, audit.c.seq == seq)
+            row = connection.execute(query).mappings().one_or_none()
+            if row is None:
+                raise UnknownRollout(f"no row {rollout_id}/{seq}")
+            wanted = select(audit_evidence).where(audit_evidence.c.digest.in_(references(row["event"])))
+            found = connection.execute(wanted).mappings().all()
+        answers = {a["digest"]: text_of(Answer(digest=a["digest"], answer=a["answer"], encoding=a["encoding"])) for a in found}
+        return _entry(row, answers)
+
+    def active(self) -> Sequence[str]:
+        query = select(flag_holds.c.rollout_id).order_by(flag_holds.c.audit_id)
+        with translated(AuditUnavailable, "listing the active rollouts"), self._engine.connect() as connection:
+            return list(connection.scalars(query))
+
+    def known(self, limit: int) -> Sequence[str]:
+        query = select(audit.c.rollout_id).where(audit.c.seq == literal_column("1")).order_by(audit.c.id.desc()).limit(limit)
+        with translated(AuditUnavailable, "listing the rollouts"), self._engine.connect() as connection:
+            return list(connection.scalars(query))
+
+    def _read(self, rollout_id: str, from_seq: int) -> Sequence[Mapping[str, Any]]:
+        query = (
+            select(audit.c.rollout_id, audit.c.seq, audit.c.at, audit.c.actor, audit.c.event, audit.c.hash)
+            .where(audit.c.rollout_id == rollout_id, audit.c.seq >= from_seq)
+            .order_by(audit.c.seq)
+        )
+        with translated(AuditUnavailable, f"reading the log of {rollout_id}"), self._engine.connect() as connection:
+            return connection.execute(query).mappings().all()
+
+    # --- writing ----------------------------------------------------------------------------------------------------------------
+
+    def append(self, new: NewEntry, notice: Notice | None) -> Entry:
+        doing = f"writing row {new.rollout_id}/{new.seq}"
+        try:
+            packed, letter = pack(new.event), None if notice is None else _json(notice_to_json(notice))
+        except ValueError as exc:
+            # As unwritable as a database that is down, and a lowering must go on all the same.
+            raise AuditUnavailable(f"{doing}: the row cannot be stored as JSON: {exc}") from exc
+        # A checkout that fails has written nothing; everything after it is settled below.
+        with translated(AuditUnavailable, doing):
+            connection = self._engine.connect()
+        with connection:
+            try:
+                row = self._write(connection, new, packed, letter)
+            except IntegrityError as exc:
+                if isinstance(exc.orig, psycopg.errors.UniqueViolation):
+                    raise SeqTaken(f"row {new.rollout_id}/{new.seq} exists") from exc
+                raise AuditUnavailable(f"{doing}: {reason(exc)}") from exc
+            except SQLAlchemyError as exc:
+                raise AuditUnavailable(f"{doing}: {reason(exc)}") from exc
+            try:
+                connection.commit()
+            except (SQLAlchemyError, psycopg.Error) as exc:
+                self._settle_commit(row, exc)
+        return _entry(row, {a.digest: text_of(a) for a in packed.answers})
+
+    def _write(self, connection: Connection, new: NewEntry, packed: Packed, letter: str | None) -> dict[str, Any]:
+        if packed.answers:
+            # Before the lock: other writers need not wait for the bulk of the bytes.
+            values = [{"digest": a.digest, "answer": a.answer, "encoding": a.encoding} for a in packed.answers]
+            connection.execute(pg_insert(audit_evidence).on_conflict_do_nothing(index_elements=["digest"]), values)
+        connection.execute(select(func.pg_advisory_xact_lock(CHAIN_LOCK)))
+        head = self._head(connection, new.rollout_id)
+        if new.seq != head.seq + 1:
+            raise SeqTaken(f"row {new.rollout_id}/{new.seq}: the log is at {head.seq}")
+        event = new.event
+        plan_digest = event.plan_digest if isinstance(event, Opened) else head.plan_digest or ""
+        decided = None
+        if isinstance(event, Applied | Abandoned):
+            decided = self._decided(connection, new.rollout_id, event.decision_id)
+        entry = Entry(rollout_id=new.rollout_id, seq=new.seq, at=head.at, actor=new.actor, event=event)
+        row = {"id": head.id + 1, **columns(entry, plan_digest, packed.event, decided)}
+        row |= {"prev_hash": head.hash, "hash": row_hash(head.hash, row)}
+        if isinstance(event, Opened):
+            self._hold(connection, event, row)
+        connection.execute(insert(audit), row)
+        if isinstance(event, Applied) and row["action"] in ENDING:
+            connection.execute(delete(flag_holds).where(flag_holds.c.rollout_id == new.rollout_id))
+        if letter is not None:
+            values_of = {"id": row["id"], "rollout_id": new.rollout_id, "seq": new.seq, "notice": letter}
+            connection.execute(insert(outbox), {**values_of, "created_at": head.at, "due_at": head.at})
+        return row
+
+    @staticmethod
+    def _head(connection: Connection, rollout_id: str) -> _Head:
+        # A statement of its own: one that also took the lock would see the table as it was before it waited.
+        last = select(audit.c.id, audit.c.hash).order_by(audit.c.id.desc()).limit(1).subquery("last")
+        tail = (
+            select(audit.c.seq, audit.c.plan_digest)
+            .where(audit.c.rollout_id == rollout_id)
+            .order_by(audit.c.seq.desc())
+            .limit(1)
+            .subquery("tail")
+        )
+        one = select(func.clock_timestamp().label("at")).subquery("one")
+        joined = one.outerjoin(last, text("true")).outerjoin(tail, text("true"))
+        row = connection.execute(select(one.c.at, last.c.id, last.c.hash, tail.c.seq, tail.c.plan_digest).select_from(joined)).one()
+        return _Head(
+            at=row.at.astimezone(UTC), id=row.id or 0, hash=row.hash or GENESIS, seq=row.seq or 0, plan_digest=row.plan_digest
+        )
+
+    @staticmethod
+    def _decided(connection: Connection, rollout_id: str, decision_id: str) -> Mapping[str, Any] | None:
+        query = (
+            select(audit)
+            .where(audit.c.rollout_id == rollout_id, audit.c.decision_id == decision_id, audit.c.kind == "decided")
+            .order_by(audit.c.seq.desc())
+            .limit(1)
+        )
+        return connection.execute(query).mappings().one_or_none()
+
+    @staticmethod
+    def _hold(connection: Connection, event: Opened, row: Mapping[str, Any]) -> None:
+        place = {"environment": event.plan.environment, "flag": event.plan.flag}
+        wanted = {**place, "rollout_id": row["rollout_id"], "audit_id": row["id"]}
+        took = connection.execute(
+            pg_insert(flag_holds).values(wanted).on_conflict_do_nothing(index_elements=["environment", "flag"])
+        )
+        if took.rowcount:
+            return
+        holder = connection.scalar(select(flag_holds.c.rollout_id).filter_by(**place))
+        raise FlagHeld(f"flag {event.plan.flag!r} in {event.plan.environment} is held by rollout {holder}")
+
+    def _settle_commit(self, row: Mapping[str, Any], exc: BaseException) -> None:
+        """
+        Find out whether a commit that reported an error has happened. Returns if it has.
+
+        The transaction in question held the chain's lock, so whoever gets the lock now knows that it has ended.
+        """
+        key = f"{row['rollout_id']}/{row['seq']}"
+        try:
+            # Not from the pool's other connections before they are checked: pre-ping replaces the dead ones.
+            with self._engine.connect() as connection:
+                connection.execute(select(func.pg_advisory_xact_lock(CHAIN_LOCK)))
+                query = select(audit.c.hash).where(audit.c.rollout_id == row["rollout_id"], audit.c.seq == row["seq"])
+                found = connection.scalar(query)
+        except (SQLAlchemyError, psycopg.Error) as second:
+            raise AuditUnavailable(f"writing row {key}: {reason(exc)}; whether it landed is unknown: {reason(second)}") from exc
+        if found == row["hash"]:
+            return
+        if found is not None:
+            raise SeqTaken(f"row {key} exists") from exc
+        raise AuditUnavailable(f"writing row {key}: {reason(exc)}; it was not written") from exc
+
+
+def _entry(row: Mapping[str, Any], answers: Mapping[str, str] | None = None) -> Entry:
+    try:
+        event = unpack(row["event"], answers)
+    except CodecError as exc:
+        raise AuditUnavailable(f"row {row['rollout_id']}/{row['seq']} cannot be read by this release: {exc}") from exc
+    return Entry(rollout_id=row["rollout_id"], seq=row["seq"], at=row["at"].astimezone(UTC), actor=row["actor"], event=event)
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False)

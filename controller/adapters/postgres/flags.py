@@ -1,0 +1,190 @@
+"""
+The embedded flag store: `controller.ports.FlagStore` on rows that are written by compare-and-set.
+
+Its one rule: a kill is unconditional and latched. It asks for no version, so it wins every race: a raise that was read before it finds
+another version, and a raise that comes after it is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from sqlalchemy import Connection, Engine, and_, bindparam, func, not_, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+
+from controller.adapters.postgres.errors import translated
+from controller.adapters.postgres.tables import flag_revisions, flags
+from controller.ports import FlagCapabilities, FlagChange, FlagConflict, FlagKilled, FlagUnavailable, UnknownFlag
+from flagspec import FlagSpecError, RouteFlag, Snapshot, Variant
+
+PROPAGATION_BOUND_S = 2.0
+"""The resync of the readers' hub (1 s), which finds what a lost NOTIFY did not tell, and as much again for the way."""
+
+_UNNUMBERED = {"version": 0, "revision": 0, "written_at": func.clock_timestamp()}
+"""What the triggers fill in."""
+
+
+class PostgresFlags:
+    capabilities = FlagCapabilities(cas="native", granularity=1, propagation_bound_s=PROPAGATION_BOUND_S)
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def read(self, environment: str, key: str) -> RouteFlag | None:
+        with translated(FlagUnavailable, f"reading flag {key!r} in {environment}"), self._engine.connect() as connection:
+            return self._read(connection, environment, key)
+
+    def write(self, change: FlagChange, expected_version: int) -> RouteFlag:
+        with translated(FlagUnavailable, f"writing flag {change.key!r} in {change.environment}"), self._engine.begin() as connection:
+            if expected_version == 0:
+                statement: Any = insert(flags).values(**_values(change), **_UNNUMBERED).on_conflict_do_nothing().returning(flags)
+            else:
+                raises = bool(change.weight or change.shadow_weight)
+                statement = (
+                    update(flags)
+                    .where(_is(change.environment, change.key), flags.c.version == expected_version)
+                    .where(not_(and_(flags.c.killed, bindparam("raises", raises))))
+                    .values(**_values(change))
+                    .returning(flags)
+                )
+            row = connection.execute(statement).mappings().one_or_none()
+            if row is not None:
+                return _flag(row)
+            # What the triggers did for a row that was not written after all goes with this transaction.
+            connection.rollback()
+        self._refuse(change, expected_version)
+
+    def set_killed(
+        self, environment: str, key: str, killed: bool, *, actor: str, reason: str, expected_version: int | None = None
+    ) -> RouteFlag:
+        """
+        As the port says.
+
+        Args:
+            environment, key: Which flag.
+            killed: True to kill, False to un-kill, which also sets both weights to 0.
+            actor, reason: Kept in `flag_history`; un-killing needs both.
+            expected_version: For un-killing: refuse if the flag is at another version. A kill never asks.
+
+        Raises:
+            ValueError: un-killing without an actor or a reason.
+            UnknownFlag: there is no such flag.
+            FlagConflict: un-killing at another version than expected.
+            FlagUnavailable: unknown whether it landed.
+        """
+        if not killed and not (actor.strip() and reason.strip()):
+            raise ValueError(f"un-killing flag {key!r} needs an actor and a reason, got {actor!r} and {reason!r}")
+        values: dict[str, Any] = {"killed": killed, "decision_id": f"person:{actor}"}
+        statement = update(flags).where(_is(environment, key))
+        if not killed:
+            values |= {"weight": 0, "shadow_weight": 0}
+            if expected_version is not None:
+                statement = statement.where(flags.c.version == expected_version)
+        doing = f"{'killing' if killed else 'un-killing'} flag {key!r} in {environment}"
+        with translated(FlagUnavailable, doing), self._engine.begin() as connection:
+            _sign(connection, actor, reason)
+            row = connection.execute(statement.values(**values).returning(flags)).mappings().one_or_none()
+            if row is not None:
+                return _flag(row)
+            current = self._read(connection, environment, key)
+        if current is None:
+            raise UnknownFlag(f"no flag {key!r} in {environment}")
+        raise FlagConflict(f"flag {key!r} is at version {current.version}, not {expected_version}")
+
+    def snapshot(self, environment: str) -> Snapshot:
+        """All flags of an environment at one revision; revision 0 and no flags if nothing was ever written there."""
+        found = self.snapshots(environment)
+        return found.get(environment, Snapshot(environment=environment, revision=0, flags=()))
+
+    def snapshots(self, environment: str | None = None) -> dict[str, Snapshot]:
+        """
+        The environments that have ever had a flag, or one of them.
+
+        Raises:
+            FlagUnavailable: they cannot be read.
+        """
+        # One statement sees one state: a revision never comes with flags of another.
+        query = (
+            select(flag_revisions.c.revision.label("environment_revision"), flag_revisions.c.environment.label("of"), flags)
+            .select_from(flag_revisions.outerjoin(flags, flags.c.environment == flag_revisions.c.environment))
+            .order_by(flag_revisions.c.environment, flags.c.key)
+        )
+        if environment is not None:
+            query = query.where(flag_revisions.c.environment == environment)
+        with translated(FlagUnavailable, "reading the flags"), self._engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+        grouped: dict[str, tuple[int, list[RouteFlag]]] = {}
+        for row in rows:
+            _, members = grouped.setdefault(row["of"], (row["environment_revision"], []))
+            if row["key"] is not None:
+                members.append(_flag(row))
+        return {name: Snapshot(environment=name, revision=rev, flags=tuple(members)) for name, (rev, members) in grouped.items()}
+
+    def _refuse(self, change: FlagChange, expected_version: int) -> NoReturn:
+        current = self.read(change.environment, change.key)
+        version = 0 if current is None else current.version
+        if current is not None and current.killed and version == expected_version:
+            raise FlagKilled(f"flag {change.key!r} is killed")
+        raise FlagConflict(f"flag {change.key!r} is at version {version}, not {expected_version}")
+
+    @staticmethod
+    def _read(connection: Connection, environment: str, key: str) -> RouteFlag | None:
+        row = connection.execute(select(flags).where(_is(environment, key))).mappings().one_or_none()
+        return None if row is None else _flag(row)
+
+
+def _is(environment: str, key: str) -> Any:
+    return and_(flags.c.environment == environment, flags.c.key == key)
+
+
+def _sign(connection: Connection, actor: str, reason: str) -> None:
+    """For the history, which a trigger writes; lasts as long as the transaction."""
+    signed = text("SELECT set_config('penstock.actor', :actor, true), set_config('penstock.reason', :reason, true)")
+    connection.execute(signed, {"actor": actor.replace("\0", ""), "reason": reason.replace("\0", "")})
+
+
+def _values(change: FlagChange) -> dict[str, Any]:
+    return {
+        "environment": change.environment,
+        "key": change.key,
+        "weight": change.weight,
+        "shadow_weight": change.shadow_weight,
+        "salt": change.salt,
+        "unit": change.unit,
+        "control": _variant_json(change.control),
+        "candidate": _variant_json(change.candidate),
+        "decision_id": change.decision_id,
+    }
+
+
+def _variant_json(variant: Variant) -> str:
+    return json.dumps({"model": variant.model, "params": dict(variant.params)}, sort_keys=True, allow_nan=False)
+
+
+def _flag(row: Mapping[str, Any]) -> RouteFlag:
+    try:
+        return RouteFlag(
+            environment=row["environment"],
+            key=row["key"],
+            version=row["version"],
+            revision=row["revision"],
+            killed=row["killed"],
+            weight=row["weight"],
+            shadow_weight=row["shadow_weight"],
+            salt=row["salt"],
+            unit=row["unit"],
+            control=_variant(row["control"]),
+            candidate=_variant(row["candidate"]),
+            decision_id=row["decision_id"],
+            lease=row["lease"],
+        )
+    except (FlagSpecError, KeyError, TypeError, ValueError) as exc:
+        # Only an edit by hand can bring such a row about.
+        raise FlagUnavailable(f"flag {row['key']!r} in {row['environment']} cannot be read: {exc}") from exc
+
+
+def _variant(stored: str) -> Variant:
+    data = json.loads(stored)
+    return Variant(model=data["model"], params=data.get("params", {}))
+
+

@@ -1,0 +1,107 @@
+"""
+The outbox: notices that were committed with their audit rows, handed out to whoever delivers them.
+
+A letter that is handed out is leased: nobody else gets it before the lease ends, and if its holder dies it is handed out again. Its one
+rule: of each rollout only the oldest waiting letter is handed out, so that people read the story in its order.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import timedelta
+
+from sqlalchemy import Engine, and_, func, literal, not_, select, update
+
+from controller.adapters.postgres.errors import translated
+from controller.adapters.postgres.tables import outbox
+from controller.codec import CodecError, notice_from_json
+from controller.ports import AuditUnavailable, Letter
+
+LEASE = timedelta(seconds=60)
+"""Longer than any delivery takes: a Slack call is limited to seconds."""
+
+BACKOFF_S = (2.0, 300.0)
+"""First and longest pause after a failure; doubled by each failure in a row."""
+
+_ERROR_CHARS = 500
+
+
+class PostgresOutbox:
+    """`controller.ports.Outbox`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def due(self, limit: int) -> Sequence[Letter]:
+        """
+        Letters to deliver now, oldest first, at most one for each rollout; each is the caller's for `LEASE`.
+
+        Raises:
+            AuditUnavailable: they cannot be read.
+        """
+        earlier = outbox.alias()
+        waits = and_(outbox.c.delivered_at.is_(None), not_(outbox.c.refused))
+        behind = select(literal(1)).where(
+            earlier.c.rollout_id == outbox.c.rollout_id,
+            earlier.c.id < outbox.c.id,
+            earlier.c.delivered_at.is_(None),
+            not_(earlier.c.refused),
+        )
+        chosen = (
+            select(outbox.c.id)
+            .where(waits, outbox.c.due_at <= func.clock_timestamp(), not_(behind.exists()))
+            .order_by(outbox.c.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            # Materialized: a subquery that is planned as a join may be evaluated again, and would lock more than `limit`.
+            .cte("chosen")
+            .prefix_with("MATERIALIZED", dialect="postgresql")
+        )
+        take = (
+            update(outbox)
+            .where(outbox.c.id.in_(select(chosen.c.id)))
+            .values(due_at=func.clock_timestamp() + LEASE, attempts=outbox.c.attempts + 1)
+            .returning(outbox.c.id, outbox.c.notice)
+        )
+        with translated(AuditUnavailable, "reading the outbox"), self._engine.begin() as connection:
+            rows = connection.execute(take).all()
+        return [self._letter(row.id, row.notice) for row in sorted(rows, key=lambda r: int(r.id))]
+
+    def done(self, letter: Letter) -> None:
+        """Raises AuditUnavailable: it may be handed out again."""
+        with translated(AuditUnavailable, f"closing letter {letter.id}"), self._engine.begin() as connection:
+            connection.execute(
+                update(outbox)
+                .where(outbox.c.id == letter.id, outbox.c.delivered_at.is_(None))
+                .values(delivered_at=func.clock_timestamp(), last_error=None)
+            )
+
+    def failed(self, letter: Letter, reason: str, retry_after_s: float | None, *, final: bool) -> None:
+        """Raises AuditUnavailable: it is tried again when its lease ends."""
+        first_s, longest_s = BACKOFF_S
+        # `attempts` was counted up when the letter was handed out; 2^8 is beyond the longest pause.
+        doubled_s = func.least(first_s * func.power(2.0, func.least(outbox.c.attempts - 1, 8)), longest_s)
+        pause_s = doubled_s if retry_after_s is None else literal(max(retry_after_s, 0.0))
+        with translated(AuditUnavailable, f"putting off letter {letter.id}"), self._engine.begin() as connection:
+            connection.execute(
+                update(outbox)
+                .where(outbox.c.id == letter.id, outbox.c.delivered_at.is_(None))
+                .values(
+                    due_at=func.clock_timestamp() + func.make_interval(0, 0, 0, 0, 0, 0, pause_s),
+                    last_error=reason.replace("\0", "")[:_ERROR_CHARS],
+                    refused=final,
+                )
+            )
+
+    def waiting(self) -> int:
+        """How many letters wait, whether due or not. Raises AuditUnavailable."""
+        with translated(AuditUnavailable, "counting the outbox"), self._engine.connect() as connection:
+            count = select(func.count()).select_from(outbox).where(outbox.c.delivered_at.is_(None), not_(outbox.c.refused))
+            return int(connection.scalar(count) or 0)
+
+    @staticmethod
+    def _letter(letter_id: int, notice: str) -> Letter:
+        try:
+            return Letter(id=letter_id, notice=notice_from_json(json.loads(notice)))
+        except CodecError as exc:
+            raise AuditUnavailable(f"letter {letter_id} cannot be read by this release: {exc}") from exc
+

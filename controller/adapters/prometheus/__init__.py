@@ -1,0 +1,6 @@
+"""Prometheus as the metric source."""
+
+from controller.adapters.prometheus.profile import Profile, ProfileError, load_profile
+from controller.adapters.prometheus.source import PrometheusSource
+
+__all__ = ["Profile", "ProfileError", "PrometheusSource", "load_profile"]

@@ -1,0 +1,43 @@
+"""
+The `approve` flow: the form with which a person says yes to the next phase.
+
+Prefect's open-source server authenticates nobody, so the name and group are what the form says; the audit row says that they came
+through Prefect. Its one rule: it approves and moves nothing; the next gate check judges once more and then advances.
+"""
+
+from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from controller import commands
+from controller.core.notice import standing
+from controller.core.rollout import LogError
+from controller.ports import PortError
+from flows import record
+from flows.context import controller
+from flows.forms import Group, Person, RolloutId
+from flows.shown import only_logged
+
+
+@flow(name="approve", flow_run_name="{approver} approves {rollout}", retries=0, persist_result=False)
+def approve(rollout: RolloutId, approver: Person, group: Group) -> State[None]:
+    """
+    Approve the phase that a rollout waits to enter.
+
+    Args:
+        rollout: Id of the rollout, as in its tag rollout:<id>.
+        approver: Who approves.
+        group: The group in whose name, one of those that the plan asks for.
+    """
+    log = get_run_logger()
+    with controller() as c:
+        try:
+            after = commands.approve(rollout, c.ports, actor=approver, groups=(group,))
+        except (commands.CommandRefused, PortError, LogError) as exc:
+            log.error("%s", exc)
+            return Failed(message=str(exc))
+        log.info("%s: %s", rollout, standing(after))
+        with only_logged("the record run could not be updated"), get_client(sync_client=True) as client:
+            record.refresh(client, c.ports, rollout)
+    return Completed(name="Approved", message=f"{rollout}: {standing(after)}")

@@ -1,0 +1,150 @@
+"""
+``python -m flows.local``: register the deployments and run what is scheduled inside this one process.
+
+`flows.serve` starts a process for every run, and importing prefect costs seconds of CPU each time. Here prefect is imported once and the
+controller's connections stay open, so that a gate check costs tenths of a second: fit for one machine and for compressed demos. The
+runs belong to the same deployments and look the same in the UI. Its one rule: it takes a run only after Prefect gave it to this
+process (PENDING accepted), so that it may stand beside workers.
+"""
+
+import argparse
+import contextvars
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.responses import OrchestrationResult, SetStateStatus
+from prefect.exceptions import Abort, Pause, PrefectException
+from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Pending
+
+from controller.settings import load
+from controller.wiring import open_controller
+from flows import context
+from flows.deploy import load_flow, runner_deployments
+from flows.registry import DEPLOYMENTS
+from flows.serve import every
+
+POLL = timedelta(seconds=1)
+"""How often scheduled runs are asked for; a form that is sent off starts after half of it on average."""
+WORKERS = 4
+GATE_CHECK = "gate-check"
+
+_log = logging.getLogger("penstock.flows.local")
+
+
+class LocalRunner:
+    """
+    Runs the deployments' runs on threads of this process.
+
+    Args:
+        gate_every: Make a gate-check run of its own at this interval, beside those of the schedule; None for the schedule alone.
+        workers: Runs at the same time.
+    """
+
+    def __init__(self, *, gate_every: timedelta | None = None, workers: int = WORKERS) -> None:
+        self._gate_every = gate_every
+        self._workers = workers
+        self._flows: dict[UUID, Flow[..., Any]] = {}
+        self._gate_check: UUID | None = None
+        self._checking = threading.Lock()
+        self._stop = threading.Event()
+
+    def register(self) -> None:
+        """Create or update the deployments. Raises PrefectException or httpx.HTTPError when the server cannot be reached."""
+        for deployed, runner_deployment in zip(DEPLOYMENTS, runner_deployments(), strict=True):
+            deployment_id = runner_deployment.apply()
+            assert isinstance(deployment_id, UUID)
+            self._flows[deployment_id] = load_flow(deployed)
+            if deployed.name == GATE_CHECK:
+                self._gate_check = deployment_id
+
+    def stop(self) -> None:
+        """Let the runs in hand end and start no more; safe in a signal handler."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Until `stop`. A server that is away is waited for."""
+        next_check = time.monotonic()
+        with get_client(sync_client=True) as client, ThreadPoolExecutor(self._workers, thread_name_prefix="run") as pool:
+            while not self._stop.is_set():
+                with _server_may_be_away():
+                    if self._gate_every is not None and time.monotonic() >= next_check:
+                        # A check that takes longer than the interval skips turns; they do not queue up.
+                        next_check = max(next_check + self._gate_every.total_seconds(), time.monotonic())
+                        self._submit(pool, self.check_gates, client)
+                    for run_id in self._due(client):
+                        self._submit(pool, self._take, client, run_id)
+                wait = POLL.total_seconds()
+                if self._gate_every is not None:
+                    wait = min(wait, max(0.0, next_check - time.monotonic()))
+                self._stop.wait(wait)
+
+    def check_gates(self, client: SyncPrefectClient) -> None:
+        """One gate check as a run of its deployment, unless the one before is still busy."""
+        if self._gate_check is None or not self._checking.acquire(blocking=False):
+            return
+        try:
+            run = client.create_flow_run_from_deployment(self._gate_check)
+            self._take(client, run.id)
+        finally:
+            self._checking.release()
+
+    def _due(self, client: SyncPrefectClient) -> list[UUID]:
+        runs = client.get_scheduled_flow_runs_for_deployments(list(self._flows), scheduled_before=datetime.now(UTC))
+        return [run.id for run in runs]
+
+    def _take(self, client: SyncPrefectClient, run_id: UUID) -> None:
+        given: OrchestrationResult[Any] = client.set_flow_run_state(run_id, Pending())
+        if given.status is not SetStateStatus.ACCEPT or given.state is None or given.state.type is not StateType.PENDING:
+            return  # somebody else has it, or it was cancelled
+        run = client.read_flow_run(run_id)
+        assert run.deployment_id is not None, "it was found by its deployment"
+        try:
+            run_flow(self._flows[run.deployment_id], flow_run=run, return_type="state")
+        except (Abort, Pause):
+            pass  # the run's state says it
+        except Exception:
+            _log.exception("run %s ended with an error", run.name)
+
+    @staticmethod
+    def _submit(pool: ThreadPoolExecutor, work: Callable[..., None], *args: Any) -> None:
+        # Settings and the open controller are context variables, which threads do not inherit.
+        pool.submit(contextvars.copy_context().run, work, *args)
+
+
+@contextmanager
+def _server_may_be_away() -> Iterator[None]:
+    try:
+        yield
+    except (httpx.HTTPError, PrefectException) as exc:
+        _log.warning("Prefect cannot be reached, trying again: %s: %s", type(exc).__name__, exc)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m flows.local", description="Run the deployments inside this one process.")
+    parser.add_argument("--every", type=every, metavar="5s", help="check gates so often, beside the schedule of each quarter of an hour")
+    options = parser.parse_args(argv)
+    runner = LocalRunner(gate_every=options.every)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: runner.stop())
+    # Nobody watches heartbeats here (stuck.py looks at times), and each run would wait up to a second for its heartbeat to end.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), open_controller(load()) as opened, context.using(opened):
+        runner.register()
+        runner.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""
+The deployments, as one list.
+
+`serve.py` and `local.py` register it and `deployments/prefect.yaml` is generated from it; a test holds the file against it. Its one
+rule: no concurrency limits. Overlapping, late and duplicate gate checks are harmless by themselves, and Prefect's limits outlive the
+workers that they count.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+GATE_CHECK_CRON = "*/15 * * * *"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """
+    One deployment.
+
+    Args:
+        name: Of the deployment and of its flow: ``gate-check/gate-check``.
+        entrypoint: Module path of the flow. Never a file path, which would put the folder `flows/` first on `sys.path`.
+        description: What people read above the form, in Markdown.
+        parameters: Set for runs of the schedule.
+        cron: When it runs by itself, in UTC; "" for never.
+        slug: Identity of the schedule. Without it each registration makes a new schedule and runs double.
+        tags: Of the deployment and all its runs.
+    """
+
+    name: str
+    entrypoint: str
+    description: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    cron: str = ""
+    slug: str = ""
+    tags: tuple[str, ...] = ("penstock",)
+
+
+DEPLOYMENTS = (
+    Deployed(
+        name="rollout",
+        entrypoint="flows.rollout.rollout",
+        description="Start a rollout. Its run stays *Paused* under the name of the phase while the rollout lasts; cancel the run to abort it.",
+    ),
+    Deployed(
+        name="gate-check",
+        entrypoint="flows.gate_check.gate_check",
+        description="Look at every rollout that is due, each quarter of an hour. Run it by hand with a rollout's id and *force* to look now.",
+        cron=GATE_CHECK_CRON,
+        slug="gate-check",
+    ),
+    Deployed(
+        name="rollback",
+        entrypoint="flows.rollback.rollback",
+        description="Bring the candidate of a rollout back to 0% **now**.",
+    ),
+    Deployed(
+        name="approve",
+        entrypoint="flows.approve.approve",
+        description="Say yes to the phase that a rollout waits to enter. The next gate check judges once more and advances.",
+    ),
+)

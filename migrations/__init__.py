@@ -1,0 +1,1 @@
+"""The database's revisions; `controller.adapters.postgres.migrate` applies them."""

@@ -1,0 +1,294 @@
+"""What happens when a model fails: before the first token another answers, after it the client is told the truth."""
+
+import asyncio
+import socket
+from typing import Any
+
+import openai
+import pytest
+
+from tests.router.harness import (
+    DONE,
+    Handler,
+    Router,
+    Upstream,
+    answer,
+    chunk,
+    config,
+    cut,
+    disconnect,
+    events,
+    eventually,
+    flag,
+    put,
+    serve_router,
+    status,
+    usage_chunk,
+)
+
+ROLE = chunk("new", {"role": "assistant", "content": ""})
+WORD = chunk("new", {"content": "Hal"})
+STOP = chunk("new", {}, "stop")
+ERROR_EVENT = b'data: {"error": {"message": "secret prompt", "code": "overloaded"}}\n\n'
+ERROR_IN_200 = status(200, '{"error": {"message": "x", "code": "overloaded"}}')
+
+JSON_FAULTS: list[tuple[Handler, str]] = [
+    (status(500), "error"),
+    (status(503), "error"),
+    (status(429), "rate_limited"),
+    (status(401), "error"),
+    (status(403), "error"),
+    (status(404), "error"),
+    (status(408), "timeout"),
+    (status(302, location="http://127.0.0.1:9/"), "error"),
+    (disconnect, "error"),
+    (ERROR_IN_200, "error"),
+    (status(200, "<html>"), "error"),
+    (status(200, "[]"), "error"),
+    (status(200, '{"choices": []}'), "error"),
+    (status(200, '{"choices": [{"delta": {}}]}'), "error"),
+]
+
+STREAM_FAULTS: list[tuple[Handler, str]] = [
+    *JSON_FAULTS,
+    (events(), "error"),
+    (events(DONE), "error"),
+    (events(ROLE), "error"),
+    (events(ROLE, DONE), "error"),
+    (cut(ROLE), "error"),
+    (events(ERROR_EVENT), "error"),
+    (events(b"data: {broken\n\n"), "error"),
+    (status(200, '{"choices": [{"message": {"content": "not a stream"}}]}'), "error"),
+]
+
+
+def _ids(faults: list[tuple[Handler, str]]) -> list[str]:
+    return [f"{i}-{outcome}" for i, (_, outcome) in enumerate(faults)]
+
+
+@pytest.mark.parametrize(("fault", "outcome"), JSON_FAULTS, ids=_ids(JSON_FAULTS))
+async def test_the_control_answers_when_the_candidate_fails(
+    router: Router, upstream: Upstream, fault: Handler, outcome: str
+) -> None:
+    put(router, flag(100_000))
+    upstream.script["new"] = fault
+    got = await router.ask()
+    assert (got.status, got.json["model"], upstream.models()) == (200, "old", ["new", "old"])
+    assert (got.headers["x-penstock-model"], got.headers["x-penstock-arm"]) == ("old", "candidate")
+    assert got.headers["x-penstock-fallback"] == "true"
+    candidate = {"arm": "candidate", "model": "new"}
+    assert router.arm("penstock_requests_total", **candidate, outcome=outcome) == 1
+    assert router.arm("penstock_requests_total", **candidate, outcome="ok") == 0
+    assert router.arm("penstock_requests_total", outcome="ok") == 0
+    assert router.arm("penstock_fallbacks_total", **candidate, to_model="old", outcome="ok") == 1
+    assert router.arm("penstock_unavailable_total", **candidate) == 0
+    assert router.metric("mcp_model_errors_total", model="new", error_type=outcome) == 1
+
+
+@pytest.mark.parametrize(("fault", "outcome"), STREAM_FAULTS, ids=_ids(STREAM_FAULTS))
+async def test_the_control_streams_when_the_candidate_fails_before_its_first_token(
+    router: Router, upstream: Upstream, fault: Handler, outcome: str
+) -> None:
+    put(router, flag(100_000))
+    upstream.script["new"] = fault
+    got = await router.ask(stream=True)
+    assert (got.content, got.events[-1], upstream.models()) == ("Hello", "[DONE]", ["new", "old"])
+    assert router.arm("penstock_requests_total", streaming=True, arm="candidate", model="new", outcome=outcome) == 1
+    assert router.arm("penstock_ttft_seconds_count", streaming=True, arm="candidate", model="new") == 0
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        cut(ROLE, WORD),
+        events(ROLE, WORD),
+        events(ROLE, WORD, DONE),
+        events(ROLE, WORD, STOP),
+        events(ROLE, WORD, ERROR_EVENT),
+        events(ROLE, WORD + b"data: {broken\n\n" + STOP, DONE),
+        events(ROLE, WORD, b"data: 5\n\n"),
+    ],
+    ids=["reset", "clean-end", "done-without-finish", "finish-without-done", "error-event", "broken-json", "no-object"],
+)
+async def test_a_stream_that_breaks_after_its_first_token_ends_in_an_error_and_never_in_done(
+    router: Router, upstream: Upstream, fault: Handler
+) -> None:
+    put(router, flag(100_000))
+    upstream.script["new"] = fault
+    got = await router.ask(stream=True)
+    assert (got.content, "[DONE]" in got.events, upstream.models()) == ("Hal", False, ["new"])
+    assert got.events[-1]["error"]["code"] == "stream_error"
+    assert "secret prompt" not in got.text
+    candidate = {"streaming": True, "arm": "candidate", "model": "new"}
+    assert router.arm("penstock_requests_total", **candidate, outcome="error") == 1  # type: ignore[arg-type]
+    assert router.arm("penstock_unavailable_total", **candidate) == 1  # type: ignore[arg-type]
+    assert router.metric("mcp_tokens_total", model="new", direction="output") == 1, "3 bytes of text are one token"
+
+
+async def test_the_openai_sdk_raises_on_a_stream_that_breaks(router: Router, upstream: Upstream) -> None:
+    upstream.script["old"] = cut(ROLE, WORD)
+    async with openai.AsyncOpenAI(base_url=f"{router.url}/v1", api_key="k", max_retries=0) as client:
+        seen = []
+        with pytest.raises(openai.APIError, match="broke off"):
+            async for event in await client.chat.completions.create(model="chat", messages=[], stream=True):
+                seen.append(event.choices[0].delta.content)
+    assert seen == ["", "Hal"]
+
+
+@pytest.mark.parametrize("code", [400, 413, 422])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_clients_own_fault_is_passed_on_and_nobody_else_is_asked(
+    router: Router, upstream: Upstream, code: int, stream: bool
+) -> None:
+    upstream.script["old"] = status(code)
+    got = await router.ask(stream=stream)
+    assert (got.status, got.json["error"]["code"], upstream.models()) == (code, "y", ["old"])
+    assert router.arm("penstock_requests_total", streaming=stream, outcome="client_error") == 1
+    assert router.arm("penstock_unavailable_total", streaming=stream) == 0
+
+
+async def test_a_refusal_in_another_shape_is_put_into_openais(router: Router, upstream: Upstream) -> None:
+    upstream.script["old"] = status(400, "<html>bad</html>")
+    got = await router.ask()
+    assert (got.status, got.json["error"]["type"]) == (400, "invalid_request_error")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_when_nobody_answers_the_client_learns_who_was_tried(router: Router, upstream: Upstream, stream: bool) -> None:
+    put(router, flag(100_000))
+    upstream.script = {"new": status(429), "old": status(500), "spare": status(503)}
+    got = await router.ask(stream=stream)
+    assert (got.status, got.json["error"]["code"], upstream.models()) == (502, "upstream_error", ["new", "old", "spare"])
+    assert "new: status 429; old: status 500; spare: status 503" in got.json["error"]["message"]
+    assert got.headers["x-should-retry"] == "false"
+    assert router.arm("penstock_unavailable_total", streaming=stream, arm="candidate", model="new") == 1
+    failed = {"arm": "candidate", "model": "new", "outcome": "failed"}
+    assert [router.arm("penstock_fallbacks_total", streaming=stream, **failed, to_model=m) for m in ("old", "spare")] == [1, 1]
+
+
+async def test_a_provider_that_refuses_connections_is_an_error_with_fallback(upstream: Upstream) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        closed = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+        providers = [{"name": "p", "base_url": upstream.url}, {"name": "gone", "base_url": closed}]
+        models = [{"name": "old", "provider": "gone"}, {"name": "new", "provider": "p"}, {"name": "spare", "provider": "p"}]
+        async with serve_router(config(upstream.url, providers=providers, models=models)) as router:
+            got = await router.ask()
+    assert (got.status, got.headers["x-penstock-model"]) == (200, "spare")
+
+
+@pytest.mark.parametrize(
+    ("stream", "timeout", "script"),
+    [
+        (False, {"request": "60ms"}, "silent"),
+        (True, {"stream": "60ms"}, "silent"),
+        (True, {"first_token": "60ms"}, "silent"),
+        (True, {"first_token": "60ms"}, "role"),
+    ],
+)
+async def test_a_silent_model_is_a_timeout_and_the_next_one_answers(
+    upstream: Upstream, stream: bool, timeout: dict[str, str], script: str
+) -> None:
+    models = [{"name": "old", "provider": "p", "timeout": timeout}, *({"name": n, "provider": "p"} for n in ("new", "spare"))]
+    upstream.script["old"] = upstream.hang if script == "silent" else upstream.hang_after(ROLE)
+    async with serve_router(config(upstream.url, models=models)) as router:
+        got = await router.ask(stream=stream)
+        assert (got.status, got.headers["x-penstock-model"]) == (200, "spare")
+        assert router.arm("penstock_requests_total", streaming=stream, outcome="timeout") == 1
+        assert router.arm("penstock_request_duration_seconds_count", streaming=stream) == 1
+    await upstream.cancelled.wait()
+
+
+async def test_a_stream_that_stalls_ends_in_a_timeout_error(upstream: Upstream) -> None:
+    models = [
+        {"name": n, "provider": "p", "timeout": {"stream": "100ms", "first_token": "90ms"}} for n in ("old", "new", "spare")
+    ]
+    upstream.script["old"] = upstream.hang_after(ROLE, WORD)
+    async with serve_router(config(upstream.url, models=models)) as router:
+        got = await router.ask(stream=True)
+    assert got.events[-1]["error"]["code"] == "stream_timeout"
+
+
+async def test_the_first_token_limit_ends_with_the_first_token(upstream: Upstream) -> None:
+    models = [{"name": n, "provider": "p", "timeout": {"first_token": "150ms"}} for n in ("old", "new", "spare")]
+
+    async def slow_tail(request: Any, body: dict[str, Any]) -> Any:
+        response = await upstream_prepare(request)
+        await response.write(ROLE + WORD)
+        await asyncio.sleep(0.3)
+        await response.write(STOP + DONE)
+        return response
+
+    upstream.script["old"] = slow_tail
+    async with serve_router(config(upstream.url, models=models)) as router:
+        got = await router.ask(stream=True)
+    assert (got.content, got.events[-1]) == ("Hal", "[DONE]")
+
+
+async def upstream_prepare(request: Any) -> Any:
+    from aiohttp import web
+
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    return response
+
+
+async def test_a_flag_with_a_model_unknown_here_fails_its_arm_and_the_control_answers(router: Router, upstream: Upstream) -> None:
+    from flagspec import Variant
+
+    put(router, flag(100_000, candidate=Variant(model="not-here")))
+    got = await router.ask()
+    assert (got.headers["x-penstock-model"], upstream.models()) == ("old", ["old"])
+    assert router.arm("penstock_requests_total", arm="candidate", model="not-here", outcome="error") == 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_cancels_the_work_upstream(
+    router: Router, upstream: Upstream, stream: bool, begun: bool
+) -> None:
+    put(router, flag(100_000))
+    upstream.script["new"] = upstream.hang_after(ROLE, WORD) if begun else upstream.hang
+    body = {"model": "chat", "messages": [], "stream": stream, "user": "u"}
+    call = asyncio.create_task(router.post(body))
+    await eventually(lambda: bool(upstream.calls))
+    if begun and stream:
+        (await call).close()
+    else:
+        call.cancel()
+    await upstream.cancelled.wait()
+    candidate = {"arm": "candidate", "model": "new"}
+    await eventually(lambda: router.arm("penstock_requests_total", streaming=stream, **candidate, outcome="cancelled") == 1)
+    assert upstream.models() == ["new"], "nobody else is asked for a client that is gone"
+    assert router.arm("penstock_unavailable_total", streaming=stream, **candidate) == 0
+    assert router.metric("mcp_tokens_total", model="new", direction="input") > 0  # type: ignore[operator]
+
+
+async def test_answers_again_after_every_kind_of_failure(router: Router, upstream: Upstream) -> None:
+    for fault, _ in STREAM_FAULTS:
+        upstream.script = {"old": fault, "spare": fault}
+        await router.ask(stream=True)
+    upstream.script = {"old": answer}
+    got = await router.ask(stream=True)
+    assert (got.content, got.headers["x-penstock-model"]) == ("Hello", "old")
+
+
+async def test_a_usage_chunk_is_stripped_unless_asked_for_and_always_booked(router: Router, upstream: Upstream) -> None:
+    plain = await router.ask(stream=True)
+    asked = await router.ask(stream=True, stream_options={"include_usage": True})
+    assert [c.body["stream_options"] for c in upstream.calls] == [{"include_usage": True}] * 2
+    assert [any(e != "[DONE]" and e.get("usage") for e in got.events) for got in (plain, asked)] == [False, True]
+    assert router.metric("mcp_tokens_total", model="old", direction="input") == 2000
+    assert router.metric("mcp_tokens_total", model="old", direction="output") == 400
+    # 1000 input at 2 USD and 200 output at 8 USD a million, twice.
+    assert router.arm("penstock_cost_usd_total", streaming=True) == pytest.approx(2 * 0.0036)
+    assert router.arm("penstock_cost_usd_squared_total", streaming=True) == pytest.approx(2 * 0.0036**2)
+    assert router.arm("penstock_cost_requests_total", streaming=True) == 2
+
+
+async def test_events_may_arrive_in_any_portions(router: Router, upstream: Upstream) -> None:
+    whole = (b": hello\n\n" + ROLE + WORD + STOP + usage_chunk("new") + DONE).replace(b"\n", b"\r\n")
+    upstream.script["old"] = events(*(whole[i : i + 7] for i in range(0, len(whole), 7)))
+    got = await router.ask(stream=True)
+    assert (got.content, got.events[-1]) == ("Hal", "[DONE]")
+    assert router.metric("mcp_tokens_total", model="old", direction="output") == 200

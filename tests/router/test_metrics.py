@@ -1,0 +1,61 @@
+"""What /metrics says, against docs/reference/router-metrics.md."""
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from router.metrics import BUCKETS, OUTCOMES
+from tests.router.harness import Router, flag, put
+
+REFERENCE = Path(__file__).parents[2] / "docs/reference/router-metrics.md"
+
+
+async def exposed(router: Router) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    async with router.http.get(f"{router.url}/metrics") as response:
+        assert response.headers["content-type"].startswith("text/plain")
+        text = await response.text()
+    return {
+        (s.name, tuple(sorted(s.labels.items()))): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+async def test_every_metric_of_the_reference_is_there_before_any_request_and_no_other(router: Router) -> None:
+    put(router, flag(1_000))
+    documented = set(re.findall(r"^\| `(\w+)` \|", REFERENCE.read_text(), re.M))
+    names = {re.sub(r"_(bucket|count|sum)$", "", name) for name, _ in await exposed(router)}
+    assert names == documented
+
+
+async def test_both_arms_and_the_shadow_of_a_flag_start_at_zero(router: Router) -> None:
+    put(router, flag(1_000))
+    samples = await exposed(router)
+    for arm, model in (("baseline", "old"), ("candidate", "new"), ("shadow", "new")):
+        for streaming in ("false", "true"):
+            common = {"environment": "production", "flag": "chat-model", "route": "chat"}
+            labels = {**common, "arm": arm, "model": model, "streaming": streaming}
+            for outcome in OUTCOMES:
+                assert samples["penstock_requests_total", tuple(sorted({**labels, "outcome": outcome}.items()))] == 0
+            for name in ("penstock_unavailable_total", "penstock_request_duration_seconds_count", "penstock_cost_requests_total"):
+                assert samples[name, tuple(sorted(labels.items()))] == 0
+    for outcome in ("mirrored", "failed", "skipped_concurrency"):
+        labels = {"environment": "production", "flag": "chat-model", "route": "chat", "arm": "shadow", "model": "new"}
+        assert samples["penstock_shadow_total", tuple(sorted({**labels, "outcome": outcome}.items()))] == 0
+
+
+def test_bucket_edges_are_a_grid_of_ratio_one_point_one_with_the_exact_limits() -> None:
+    assert {0.5, 1.0, 1.1, 1.2, 1.21, 2.0, 3.0, 5.0, 10.0, 30.0, 90.0} <= set(BUCKETS)
+    assert 0.045 < BUCKETS[0] <= 0.05
+    assert all(b / a <= 1.1011 for a, b in zip(BUCKETS, BUCKETS[1:], strict=False))
+
+
+async def test_an_answer_is_counted_timed_and_priced_once(router: Router) -> None:
+    await router.ask()
+    assert router.arm("penstock_requests_total", outcome="ok") == 1
+    assert router.arm("penstock_request_duration_seconds_count") == 1
+    assert router.arm("penstock_cost_usd_total") == pytest.approx(0.0036)
+    assert router.metric("mcp_request_duration_seconds_count", model="old", provider="p", tool="chat") == 1
+    assert router.metric("mcp_tokens_total", model="old", direction="input") == 1000

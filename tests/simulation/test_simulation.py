@@ -1,0 +1,264 @@
+"""
+The controller in an invented world: time, crashes, outages of every port, foreign edits of the flag, several controllers at once.
+
+The witness (`World.witness`) checks every write that reaches the flag; the rules below check what must hold between looks.
+"""
+
+from datetime import timedelta
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from controller import commands
+from controller.core.decision import Why
+from controller.core.notice import Level
+from controller.core.plan import OnDrift
+from controller.core.rollout import Applied, AwaitingApproval, Decided, Moving, Paused, RolledBack, replay
+from tests.simulation.world import EVERY, START, Fault, Truth, World, a_plan
+
+# What ends a rollout at once is rare, or no rollout would get far enough to show anything.
+_USUAL = [f for f in Fault if f is not Fault.KILL]
+FAULTS = st.lists(st.one_of(*(st.sampled_from(_USUAL) for _ in range(6)), st.just(Fault.NONE), st.just(Fault.KILL)), max_size=8)
+PEOPLE = st.sampled_from(["rita", "amir", "bea", "chen"])
+
+
+class Controllers(RuleBasedStateMachine):
+    """Anything may happen between and in the middle of looks."""
+
+    @initialize(on_drift=st.sampled_from(list(OnDrift)))
+    def begin(self, on_drift: OnDrift) -> None:
+        self.world = World()
+        self.world.open(a_plan(on_drift=on_drift))
+
+    @rule(minutes=st.sampled_from([0, 1, 15, 45, 300]))
+    def time_passes(self, minutes: int) -> None:
+        self.world.now += timedelta(minutes=minutes)
+
+    @rule(truth=st.sampled_from(list(Truth)))
+    def the_candidate_turns(self, truth: Truth) -> None:
+        self.world.truth = truth
+
+    @rule(faults=FAULTS, may_raise=st.booleans())
+    def somebody_looks(self, faults: list[Fault], may_raise: bool) -> None:
+        self.world.faults = list(faults)
+        self.world.look(may_raise=may_raise)
+        self.world.faults = []
+
+    @rule(quarters=st.integers(1, 6))
+    def the_schedule_goes_on_undisturbed(self, quarters: int) -> None:
+        self.world.truth = Truth.GOOD
+        for _ in range(quarters):
+            self.world.now += EVERY
+            self.world.look(may_raise=True)
+
+    @rule(person=PEOPLE, faults=FAULTS)
+    def somebody_approves(self, person: str, faults: list[Fault]) -> None:
+        self.world.faults = list(faults)
+        self.world.command(lambda p: commands.approve(self.world.rollout_id, p, actor=person, groups=("managers",)))
+        self.world.faults = []
+
+    @rule(what=st.sampled_from([commands.pause, commands.resume]), faults=FAULTS)
+    def somebody_pauses_or_resumes(self, what: object, faults: list[Fault]) -> None:
+        self.world.faults = list(faults)
+        self.world.command(lambda p: what(self.world.rollout_id, p, actor="amir", reason="because"))  # type: ignore[operator]
+        self.world.faults = []
+
+    @rule(truth=st.sampled_from([Truth.FEW, Truth.NOTHING, Truth.DOWN, Truth.GOOD]), may_raise=st.booleans(), hours=st.sampled_from([1, 5]))
+    def long_after_the_bake_somebody_looks_at_odd_evidence(self, truth: Truth, may_raise: bool, hours: int) -> None:
+        self.world.truth = truth
+        self.world.now += timedelta(hours=hours)
+        self.world.look(may_raise=may_raise)
+        self.world.truth = Truth.GOOD
+
+    @precondition(lambda self: len(self.world.audit.rows[self.world.rollout_id]) > 14)
+    @rule(what=st.sampled_from([commands.roll_back, commands.abort]), faults=FAULTS)
+    def somebody_ends_it(self, what: object, faults: list[Fault]) -> None:
+        self.world.faults = list(faults)
+        self.world.command(lambda p: what(self.world.rollout_id, p, actor="amir", reason="because"))  # type: ignore[operator]
+        self.world.faults = []
+
+    @precondition(lambda self: not self.rollout.ended and not self.first_phase_pending and self.rollout.seq > 8)
+    @rule(may_raise=st.booleans(), truth=st.sampled_from([Truth.BAD, Truth.SILENT]))
+    def a_breach_with_readable_log_and_flag_is_at_zero_after_one_look(self, may_raise: bool, truth: Truth) -> None:
+        self.world.truth = truth
+        if may_raise:
+            self.world.now += EVERY
+        if truth is Truth.SILENT and self.phase_is_full:
+            return  # nothing runs beside it that could show its silence
+        self.world.look(may_raise=may_raise)
+        flag = self.world.flag()
+        assert flag is None or (flag.weight == 0 and flag.shadow_weight == 0), flag
+        assert self.rollout.ended
+
+    @invariant()
+    def each_row_follows_from_the_one_before(self) -> None:
+        if self.started:
+            entries = self.world.audit.rows[self.world.rollout_id]
+            assert [e.seq for e in entries] == list(range(1, len(entries) + 1))
+            replay(entries)
+
+    @invariant()
+    def one_decision_has_one_effect(self) -> None:
+        if self.started:
+            applied = [e.event.decision_id for e in self.world.audit.rows[self.world.rollout_id] if isinstance(e.event, Applied)]
+            assert len(applied) == len(set(applied))
+
+    @invariant()
+    def an_ended_rollout_gives_its_flag_back_and_a_running_one_holds_it(self) -> None:
+        if self.started:
+            held = self.world.audit.held.get(("production", "chat"))
+            assert held == (None if self.rollout.ended else self.world.rollout_id)
+
+    @invariant()
+    def rolled_back_is_said_only_after_the_flag_confirmed_it(self) -> None:
+        if self.started:
+            for letter in self.world.audit.letters:
+                if letter.notice.level is Level.ALARM and letter.notice.text.startswith(("rolled back", "aborted")):
+                    row = self.world.audit.rows[self.world.rollout_id][letter.notice.seq - 1]
+                    assert isinstance(row.event, Applied)
+
+    @property
+    def started(self) -> bool:
+        return hasattr(self, "world")
+
+    @property
+    def rollout(self):  # type: ignore[no-untyped-def]
+        return replay(self.world.audit.rows[self.world.rollout_id])
+
+    @property
+    def first_phase_pending(self) -> bool:
+        state = self.rollout.state
+        return self.rollout.phase is None or (isinstance(state, Moving) and self.rollout.applied == "")
+
+    @property
+    def phase_is_full(self) -> bool:
+        return bool(self.rollout.phase == 3)
+
+
+Controllers.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestControllers = Controllers.TestCase
+
+
+def test_a_good_candidate_is_promoted_when_people_approve() -> None:
+    world = World()
+    world.open(a_plan())
+    for quarter in range(30):
+        world.now += EVERY
+        world.look(may_raise=True)
+        if quarter == 10:
+            for person in ("amir", "bea"):
+                assert world.command(lambda p, who=person: commands.approve(world.rollout_id, p, actor=who, groups=("managers",))) == "done"  # type: ignore[misc]
+    flag = world.flag()
+    assert flag is not None and flag.weight == 100_000
+    assert replay(world.audit.rows[world.rollout_id]).state.__class__.__name__ == "Promoted"
+
+
+@settings(max_examples=150, deadline=None)
+@given(faults=st.lists(st.sampled_from([f for f in Fault if "stranger" not in f and f is not Fault.KILL]), max_size=60))
+def test_after_any_faults_a_good_candidate_is_still_promoted_once_the_faults_end(faults: list[Fault]) -> None:
+    world = World(faults=list(faults))
+    world.audit.clock = lambda: world.now
+    try:
+        world.open(a_plan())
+    except BaseException:
+        world.faults = []
+        world.open(a_plan())
+    for _ in range(120):
+        world.now += EVERY
+        world.look(may_raise=True)
+        for person in ("amir", "bea"):
+            world.command(lambda p, who=person: commands.approve(world.rollout_id, p, actor=who, groups=("managers",)))  # type: ignore[misc]
+    rollout = replay(world.audit.rows[world.rollout_id])
+    assert type(rollout.state).__name__ == "Promoted", rollout.state
+    promotions = [e for e in world.audit.rows[world.rollout_id] if isinstance(e.event, Decided) and e.event.decision.kind == "promote"]
+    applied = {e.event.decision_id for e in world.audit.rows[world.rollout_id] if isinstance(e.event, Applied)}
+    assert sum(e.event.decision_id in applied for e in promotions) == 1  # type: ignore[union-attr]
+
+
+def test_a_frozen_controller_that_wakes_after_a_rollback_changes_nothing() -> None:
+    world = World(truth=Truth.GOOD)
+    world.open(a_plan())
+    world.now += EVERY
+    world.look(may_raise=True)
+    world.now += 3 * EVERY
+    # The first controller decides to advance and freezes before its flag write; meanwhile the candidate turns bad and a guard looks.
+    original = world.nested
+
+    def turn_bad(*, may_raise: bool) -> None:
+        world.truth = Truth.BAD
+        original(may_raise=may_raise)
+
+    world.nested = turn_bad  # type: ignore[method-assign]
+    world.faults = [Fault.NONE, Fault.NONE, Fault.NONE, Fault.OTHER_GUARD]  # entries, read, append Decided, write
+    world.look(may_raise=True)
+    flag = world.flag()
+    assert flag is not None and (flag.weight, flag.shadow_weight) == (0, 0)
+    assert replay(world.audit.rows[world.rollout_id]).ended
+
+
+def test_a_controller_that_sleeps_between_decision_and_write_does_not_raise_on_old_evidence() -> None:
+    world = World()
+    world.open(a_plan())
+    world.now += EVERY
+    world.faults = [Fault.NONE, Fault.NONE, Fault.NONE, Fault.FROZEN_FOR_AN_HOUR]
+    assert world.look(may_raise=True) == "lost_race"
+    assert world.flag() is None
+    assert world.now - START > timedelta(hours=1)
+
+
+def test_a_breach_lowers_the_flag_even_when_the_audit_log_cannot_be_written_and_the_next_look_records_it() -> None:
+    world = World()
+    world.open(a_plan())
+    for _ in range(5):
+        world.now += EVERY
+        world.look(may_raise=True)
+    flag = world.flag()
+    assert flag is not None and flag.weight == 5_000
+    world.truth = Truth.BAD
+    world.faults = [Fault.NONE, Fault.NONE, Fault.FAIL_BEFORE]  # entries, read, append Decided
+    assert world.look(may_raise=False) == "unrecorded"
+    flag = world.flag()
+    assert flag is not None and flag.weight == 0
+    assert not replay(world.audit.rows[world.rollout_id]).ended
+    world.truth = Truth.GOOD
+    world.look(may_raise=False)
+    state = replay(world.audit.rows[world.rollout_id]).state
+    assert isinstance(state, RolledBack) and state.why is Why.UNRECORDED_LOWERING
+
+
+def test_an_approval_that_has_expired_does_not_count() -> None:
+    world = World()
+    world.open(a_plan())
+    while not isinstance(replay(world.audit.rows[world.rollout_id]).state, AwaitingApproval):
+        world.now += EVERY
+        world.look(may_raise=True)
+    world.command(lambda p: commands.approve(world.rollout_id, p, actor="amir", groups=("managers",)))
+    world.now += timedelta(hours=5)  # approvals live for four
+    world.command(lambda p: commands.approve(world.rollout_id, p, actor="bea", groups=("managers",)))
+    world.look(may_raise=True)
+    flag = world.flag()
+    assert flag is not None and flag.weight == 5_000
+    world.now += timedelta(minutes=1)
+    world.command(lambda p: commands.approve(world.rollout_id, p, actor="amir", groups=("managers",)))
+    world.look(may_raise=True)
+    flag = world.flag()
+    assert flag is not None and flag.weight == 50_000
+
+
+def test_a_stranger_who_raises_the_flag_stops_the_rollout_until_a_person_resumes() -> None:
+    world = World()
+    world.open(a_plan())
+    for _ in range(5):
+        world.now += EVERY
+        world.look(may_raise=True)
+    world.stranger(90_000)
+    world.now += EVERY
+    world.look(may_raise=True)
+    state = replay(world.audit.rows[world.rollout_id]).state
+    assert isinstance(state, Paused) and state.why is Why.DRIFT
+    world.command(lambda p: commands.resume(world.rollout_id, p, actor="amir", reason="was me"))
+    flag = world.flag()
+    assert flag is not None and flag.weight == 5_000

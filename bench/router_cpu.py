@@ -5,7 +5,10 @@ CPU per request of the router, beside a bare ASGI + aiohttp pass-through measure
     python -m bench.router_cpu --sse            the SSE splitter beside httpx-sse's decoder
 
 The upstream answers at once from memory, so that nothing but the proxies' own work is measured. CPU is user + system time of the
-proxy's process (/proc/<pid>/stat), taken before and after; the wall clock and the load of the machine hardly enter into it.
+proxy's process, taken before and after; the wall clock hardly enters into it.
+
+Events of one stream may share a segment; with --event-every-ms 2 they come one by one, as a slow model sends them, and every
+event wakes each proxy: the bare pass-through then costs a multiple too.
 
 Its one rule: compare ratios of one run, never milliseconds of two machines.
 """
@@ -28,9 +31,6 @@ import uvicorn
 
 CONTENT_EVENTS = 33
 """With the role, finish_reason, usage and [DONE] around them: 37 events from the upstream, 36 to a client without usage."""
-
-EVENT_EVERY_S = 0.002
-"""Closer together, several events would share a segment, and the proxies would look cheaper than they are."""
 
 ANSWER = {
     "id": "chatcmpl-1",
@@ -62,7 +62,7 @@ def stream_events() -> list[bytes]:
 
 
 async def upstream_app(scope: Any, receive: Any, send: Any) -> None:
-    """An upstream that answers from memory; a stream's events come far enough apart to arrive one by one, as a model's do."""
+    """An upstream that answers from memory; a stream's events are written one by one, with a pause if asked for."""
     if scope["type"] != "http":
         return
     body = b""
@@ -73,16 +73,18 @@ async def upstream_app(scope: Any, receive: Any, send: Any) -> None:
             break
     if b'"stream":true' not in body.replace(b" ", b""):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-        return await send({"type": "http.response.body", "body": _ANSWER})
+        await send({"type": "http.response.body", "body": _ANSWER})
+        return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
     for event in _EVENTS:
         await send({"type": "http.response.body", "body": event, "more_body": True})
-        await asyncio.sleep(EVENT_EVERY_S)
+        await asyncio.sleep(_event_every_s)
     await send({"type": "http.response.body", "body": b""})
 
 
 _ANSWER = json.dumps(ANSWER).encode()
 _EVENTS = stream_events()
+_event_every_s = float(os.environ.get("EVENT_EVERY_S", "0"))
 _session: aiohttp.ClientSession | None = None
 
 
@@ -160,16 +162,16 @@ def serve(role: str) -> int:
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             port = self.servers[0].sockets[0].getsockname()[1]
-            print(f"listening on http://127.0.0.1:{port}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"listening on http://127.0.0.1:{port}\n")
+            sys.stderr.flush()
 
     Server(uvicorn.Config(app, port=0, http="httptools", lifespan="off", access_log=False, log_level="error")).run()
     return 0
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """CPU time of all threads of a process so far: the scheduler's own nanoseconds, since clock ticks miss short wake-ups."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 @asynccontextmanager
@@ -233,6 +235,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="CPU per request of the router beside a bare pass-through.")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--event-every-ms", type=float, default=0.0, help="pause between the events of a stream")
     parser.add_argument("-o", choices=["table", "json"], default="table", dest="output")
     parser.add_argument("--sse", action="store_true", help="only the SSE splitter beside httpx-sse")
     parser.add_argument("--role", choices=["upstream", "bare", "router"], help=argparse.SUPPRESS)
@@ -240,17 +243,20 @@ def main() -> int:
     if args.role:
         return serve(args.role)
     if args.sse:
-        print(json.dumps(sse()))
+        sys.stdout.write(json.dumps(sse()) + "\n")
         return 0
     rows = []
-    with tempfile.TemporaryDirectory() as folder, process("upstream") as (upstream, _):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        process("upstream", EVENT_EVERY_S=str(args.event_every_ms / 1000)) as (upstream, _),
+    ):
         base = f"{upstream}/v1"
         config = router_yaml(base, Path(folder))
         with process("bare", UPSTREAM=base) as bare, process("router", ROUTER_YAML=str(config)) as router:
             for stream in (False, True):
                 for concurrency in args.concurrency:
-                    # A stream takes a tenth of a second by its pace; this many are enough for 1 % of CPU.
-                    requests = min(args.requests, 100 * max(3, concurrency)) if stream else args.requests
+                    # At their pace streams take long, and few of them use enough CPU to be measured.
+                    requests = min(args.requests, 100 * max(3, concurrency)) if stream and args.event_every_ms else args.requests
                     bare_ms, _ = measure(*bare, requests, concurrency, stream)
                     router_ms, rate = measure(*router, requests, concurrency, stream)
                     rows.append(
@@ -264,11 +270,12 @@ def main() -> int:
                         }
                     )
     if args.output == "json":
-        print(json.dumps(rows))
+        sys.stdout.write(json.dumps(rows) + "\n")
     else:
-        print(f"{'kind':<10} {'conc.':>5} {'bare ms':>8} {'router ms':>9} {'ratio':>6} {'req/s':>6}")
-        for row in rows:
-            print("{kind:<10} {concurrency:>5} {bare_ms:>8} {router_ms:>9} {ratio:>6} {router_requests_per_s:>6}".format(**row))
+        lines = [f"{'kind':<10} {'conc.':>5} {'bare ms':>8} {'router ms':>9} {'ratio':>6} {'req/s':>6}"]
+        form = "{kind:<10} {concurrency:>5} {bare_ms:>8} {router_ms:>9} {ratio:>6} {router_requests_per_s:>6}"
+        lines += [form.format(**row) for row in rows]
+        sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 

@@ -14,8 +14,8 @@ from controller.core.decision import Abort, Decision, Pause, Resume, RollBack, W
 from controller.core.notice import notice_of
 from controller.core.plan import Plan
 from controller.core.rollout import Approved, AwaitingApproval, Baking, Entry, Observed, Opened, Paused, Pending, Rollout, replay
-from controller.ports import NewEntry, Ports, PortError, SeqTaken, UnknownRollout
-from flagspec import WEIGHT_MAX, RouteFlag
+from controller.ports import FlagHeld, NewEntry, Ports, PortError, SeqTaken, UnknownRollout
+from flagspec import WEIGHT_MAX
 
 
 class CommandRefused(Exception):
@@ -51,7 +51,7 @@ def start(plan: Plan, plan_digest: str, ports: Ports, *, actor: str, key: str) -
         return replay(ports.audit.entries(rollout_id))
     except UnknownRollout:
         pass
-    _check_flag(plan, ports.flags.read(plan.environment, plan.flag))
+    check_start(plan, ports)
     event = Opened(plan=plan, plan_digest=plan_digest, key=key)
     draft = Entry(rollout_id=rollout_id, seq=1, at=ports.audit.now(), actor=actor, event=event)
     opened = replay([draft])
@@ -62,7 +62,19 @@ def start(plan: Plan, plan_digest: str, ports: Ports, *, actor: str, key: str) -
         return replay(ports.audit.entries(rollout_id))
 
 
-def _check_flag(plan: Plan, flag: RouteFlag | None) -> None:
+def check_start(plan: Plan, ports: Ports) -> None:
+    """
+    Whether a rollout of this plan could start now.
+
+    Raises:
+        CommandRefused: the flag serves something else than the plan's baseline, or is killed.
+        FlagHeld: another rollout holds the flag.
+    """
+    for other in ports.index.active():
+        held = replay(ports.audit.entries(other)).plan
+        if (held.environment, held.flag) == (plan.environment, plan.flag):
+            raise FlagHeld(f"flag {plan.flag!r} in {plan.environment} is held by rollout {other}; end that one first")
+    flag = ports.flags.read(plan.environment, plan.flag)
     if flag is None:
         return
     if flag.killed:

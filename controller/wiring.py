@@ -7,9 +7,16 @@ Its one rule: nothing else builds an adapter. Everything is opened here and clos
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from controller.ports import Notifier, Outbox, Ports
 from controller.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from controller.adapters.postgres import PostgresFlags, PostgresFlagSource
+
+NO_DATABASE = "no database: start one with `penstock up`, or set PENSTOCK_DATABASE_URL"
+NO_PROMETHEUS = "no Prometheus: start one with `penstock up`, or set PENSTOCK_PROMETHEUS_URL"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +43,9 @@ def open_controller(settings: Settings) -> Iterator[Controller]:
     from controller.adapters.prometheus import PrometheusSource
 
     if settings.database_url is None:
-        raise SettingsError("no database: start one with `penstock up`, or set PENSTOCK_DATABASE_URL")
+        raise SettingsError(NO_DATABASE)
     if settings.prometheus_url is None:
-        raise SettingsError("no Prometheus: start one with `penstock up`, or set PENSTOCK_PROMETHEUS_URL")
+        raise SettingsError(NO_PROMETHEUS)
     engine = open_engine(settings.database_url)
     try:
         audit = PostgresAudit(engine)
@@ -52,5 +59,43 @@ def open_controller(settings: Settings) -> Iterator[Controller]:
                 settings.slack_token, settings.slack_channel, PostgresThreads(engine), base_url=settings.slack_api_url
             )
         yield Controller(settings=settings, ports=ports, outbox=audit, notifier=notifier)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def open_flags(settings: Settings) -> Iterator["PostgresFlags"]:
+    """
+    Only the flag store: the kill switch needs nothing else to be up.
+
+    Raises:
+        SettingsError, Unavailable: as `open_controller`.
+    """
+    from controller.adapters.postgres import PostgresFlags, open_engine
+
+    if settings.database_url is None:
+        raise SettingsError(NO_DATABASE)
+    engine = open_engine(settings.database_url)
+    try:
+        yield PostgresFlags(engine)
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def open_flag_source(settings: Settings) -> Iterator[tuple["PostgresFlagSource", "PostgresFlags"]]:
+    """
+    What the flag door reads from and kills through. A database that is down now is tried again.
+
+    Raises:
+        SettingsError: no database is named and none is running.
+    """
+    from controller.adapters.postgres import PostgresFlags, PostgresFlagSource, open_engine
+
+    if settings.database_url is None:
+        raise SettingsError(NO_DATABASE)
+    engine = open_engine(settings.database_url, require_schema=False)
+    try:
+        yield PostgresFlagSource(settings.database_url, engine), PostgresFlags(engine)
     finally:
         engine.dispose()

@@ -16,6 +16,7 @@ from controller.core.measurement import Measurement
 from controller.core.notice import standing
 from controller.core.plan import Gate, MeanIncrease, Phase, Plan, QuantileIncrease, QuantileLimit, RateLimit
 from controller.core.rollout import Applied, Decided, Entry, Paused, Promoted, Rollout, replay, step
+from specfile import format_duration
 
 BAR_CELLS = 20
 _MARK = {Verdict.PASS: "✅", Verdict.BREACH: "❌", Verdict.INSUFFICIENT: "⏳", Verdict.ERROR: "⚠️"}
@@ -82,7 +83,7 @@ def next_look(rollout: Rollout, decision: Decision) -> str:
         return "this rollout has ended"
     if isinstance(decision, Hold) and decision.next_look is not None:
         return f"next change possible at {decision.next_look:%Y-%m-%d %H:%M:%S} UTC"
-    return f"looked at every {rollout.plan.policy.every}"
+    return f"looked at every {format_duration(rollout.plan.policy.every)}"
 
 
 def progress(rollout: Rollout) -> str:
@@ -187,7 +188,7 @@ def _phase_table(plan: Plan, stays: Sequence[Stay]) -> str:
         last = mine[-1] if mine else None
         stayed = "" if last is None else "here now" if last.until is None else str(last.until - last.since).split(".")[0]
         mirrored = " mirrored" if phase.shadow_weight else ""
-        rows.append(f"| {phase.name} | {phase.weight / 1000:g}%{mirrored} | {phase.bake} | {entered} | {stayed} |")
+        rows.append(f"| {phase.name} | {phase.weight / 1000:g}%{mirrored} | {format_duration(phase.bake)} | {entered} | {stayed} |")
     return "\n".join(rows)
 
 

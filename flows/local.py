@@ -13,9 +13,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -59,7 +59,9 @@ class LocalRunner:
         self._workers = workers
         self._flows: dict[UUID, Flow[..., Any]] = {}
         self._gate_check: UUID | None = None
-        self._checking = threading.Lock()
+        self._own_check: UUID | None = None
+        # Runs that wait for a thread or run. Asked for by the loop's thread alone, discarded by the others.
+        self._in_hand: set[UUID | None] = set()
         self._stop = threading.Event()
 
     def register(self) -> None:
@@ -84,45 +86,51 @@ class LocalRunner:
                     if self._gate_every is not None and time.monotonic() >= next_check:
                         # A check that takes longer than the interval skips turns; they do not queue up.
                         next_check = max(next_check + self._gate_every.total_seconds(), time.monotonic())
-                        self._submit(pool, self.check_gates, client)
-                    for run_id in self._due(client):
-                        self._submit(pool, self._take, client, run_id)
+                        if (run_id := self.new_gate_check(client)) is not None:
+                            self._submit(pool, client, run_id)
+                    for run_id in self.due(client):
+                        self._submit(pool, client, run_id)
                 wait = POLL.total_seconds()
                 if self._gate_every is not None:
                     wait = min(wait, max(0.0, next_check - time.monotonic()))
                 self._stop.wait(wait)
 
-    def check_gates(self, client: SyncPrefectClient) -> None:
-        """One gate check as a run of its deployment, unless the one before is still busy."""
-        if self._gate_check is None or not self._checking.acquire(blocking=False):
-            return
-        try:
-            run = client.create_flow_run_from_deployment(self._gate_check)
-            self._take(client, run.id)
-        finally:
-            self._checking.release()
+    def new_gate_check(self, client: SyncPrefectClient) -> UUID | None:
+        """Make a gate-check run, unless the one made before is still busy."""
+        assert self._gate_check is not None, "register() comes first"
+        if self._own_check in self._in_hand:
+            return None
+        self._own_check = client.create_flow_run_from_deployment(self._gate_check).id
+        return self._own_check
 
-    def _due(self, client: SyncPrefectClient) -> list[UUID]:
+    def due(self, client: SyncPrefectClient) -> list[UUID]:
+        """Scheduled runs whose time has come and that are not in hand yet."""
         runs = client.get_scheduled_flow_runs_for_deployments(list(self._flows), scheduled_before=datetime.now(UTC))
-        return [run.id for run in runs]
+        return [run.id for run in runs if run.id not in self._in_hand]
 
-    def _take(self, client: SyncPrefectClient, run_id: UUID) -> None:
+    def take(self, client: SyncPrefectClient, run_id: UUID) -> None:
+        """Run it here, if Prefect gives it to this process."""
         given: OrchestrationResult[Any] = client.set_flow_run_state(run_id, Pending())
         if given.status is not SetStateStatus.ACCEPT or given.state is None or given.state.type is not StateType.PENDING:
             return  # somebody else has it, or it was cancelled
         run = client.read_flow_run(run_id)
         assert run.deployment_id is not None, "it was found by its deployment"
-        try:
+        # An error inside the flow is the run's Failed state, and no exception here.
+        with suppress(Abort, Pause):
             run_flow(self._flows[run.deployment_id], flow_run=run, return_type="state")
-        except (Abort, Pause):
-            pass  # the run's state says it
-        except Exception:
-            _log.exception("run %s ended with an error", run.name)
 
-    @staticmethod
-    def _submit(pool: ThreadPoolExecutor, work: Callable[..., None], *args: Any) -> None:
+    def _submit(self, pool: ThreadPoolExecutor, client: SyncPrefectClient, run_id: UUID) -> None:
+        self._in_hand.add(run_id)
         # Settings and the open controller are context variables, which threads do not inherit.
-        pool.submit(contextvars.copy_context().run, work, *args)
+        pool.submit(contextvars.copy_context().run, self._work, client, run_id)
+
+    def _work(self, client: SyncPrefectClient, run_id: UUID) -> None:
+        try:
+            self.take(client, run_id)
+        except Exception:
+            _log.exception("run %s was not carried out", run_id)
+        finally:
+            self._in_hand.discard(run_id)
 
 
 @contextmanager

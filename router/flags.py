@@ -184,7 +184,7 @@ class FlagClient:
                     log.warning(
                         "flag_source_failed", source=self._base, detail=f"{type(exc).__name__}: {exc}"[:300], again_in_s=pause
                     )
-                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, guards nothing
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                     pause = min(pause * 2, BACKOFF_S[1])
                 except Exception as exc:
                     # The requests go on with the last good flags; this task must never be the one that ends.

@@ -102,10 +102,10 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
         app = create_app(config, directory=config_path.parent)
         sock = _bind(host, port)
     except (SpecError, FlagSpecError, ValueError) as exc:
-        print(exc, file=sys.stderr)
+        _say(str(exc))
         return 1
     except OSError as exc:
-        print(f"cannot listen on {listen or config.listen}: {exc.strerror or exc}", file=sys.stderr)
+        _say(f"cannot listen on {listen or config.listen}: {exc.strerror or exc}")
         return 1
     logs.configure()
     _say_what_is_missing(config, os.environ)
@@ -134,7 +134,13 @@ class _Server(uvicorn.Server):
         for sock in sockets or ():
             host, port = sock.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            print(f"penstock router listening on http://{shown}:{port}", file=sys.stderr, flush=True)
+            _say(f"penstock router listening on http://{shown}:{port}")
+
+
+def _say(text: str) -> None:
+    """To the person at the terminal; everything else is a log line."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -11,32 +11,29 @@ and said so.
 """
 
 import fcntl
+import importlib
 import json
 import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Self
 
 import controller
+from controller.cli.parts import ChildPart, Part, PostgresPart, Program, PrometheusPart
 from controller.settings import Settings
-from services.errors import ServiceError, ServiceFailed
+from services.errors import ServiceError
 from services.ports import free_port, port_in_use
-from services.postgres import EmbeddedPostgres
-from services.process import ChildProcess, http_ready
 from services.prometheus import PrometheusServer
 from specfile import format_duration
 
 PREFECT_READY_S = 150.0
 """Prefect's server was measured at 9 to 40 s to healthy on two idle cores; a first start on a busy machine takes longer."""
 
-READY_S = 60.0
 LOOK_S = 0.5
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses before a dead part is started again; the last one repeats."""
@@ -51,42 +48,6 @@ class StackError(Exception):
     """The stack cannot run; one sentence that names what and where."""
 
 
-class Part(Protocol):
-    """One thing that runs."""
-
-    name: str
-    log_path: Path
-
-    def start(self) -> None:
-        """Start it and wait until it is ready. Raises ServiceError."""
-
-    def stop(self) -> None:
-        """End it; safe to call again, and while `start` waits."""
-
-    def ended(self) -> int | None:
-        """Its exit status once it has ended by itself; None while it runs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
-    """
-    A program of ours or of the caller.
-
-    Args:
-        name: What messages and the log file call it.
-        argv: Module and arguments for our Python (`("bench.provider", "--listen", ...)`).
-        ready_url: Answers 2xx once it is ready; None: it is ready when it was started.
-        env: Beside the environment that all programs of the stack get.
-        ready_s: How long to wait for `ready_url`.
-    """
-
-    name: str
-    argv: tuple[str, ...]
-    ready_url: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict, repr=False)
-    ready_s: float = READY_S
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackPlan:
     """
@@ -94,7 +55,7 @@ class StackPlan:
 
     Args:
         prefect: Run Prefect's server and the flows.
-        flows: Module that carries out the flows.
+        flows: Module that carries out the flows, and its arguments.
         prefect_port: Of its server; 0 chooses a free one.
         prometheus_port: The same for Prometheus.
         metric_relabel: Rules that Prometheus applies to what it scrapes.
@@ -105,7 +66,7 @@ class StackPlan:
     """
 
     prefect: bool = True
-    flows: str = "flows.serve"
+    flows: tuple[str, ...] = ("flows.serve",)
     prefect_port: int = 4200
     prometheus_port: int = 9090
     metric_relabel: tuple[Mapping[str, object], ...] = ()
@@ -165,8 +126,7 @@ class Stack:
         self._stopping.set()
         for _ in range(2):
             # The second round is for a part that a keeper was starting again during the first.
-            for part in reversed(self._parts):
-                part.stop()
+            self._stop_parts()
             for keeper in self._keepers:
                 keeper.join()
             self._keepers.clear()
@@ -200,43 +160,44 @@ class Stack:
         }
         return self._environ | {name: value for name, value in named.items() if value is not None}
 
+    def _stop_parts(self) -> None:
+        for part in reversed(self._parts):
+            part.stop()
+
     # --- starting -------------------------------------------------------------------------------------------------------------
 
     def _start_all(self) -> None:
-        settings, plan = self.settings, self.plan
-        own_prefect = plan.prefect and settings.prefect_api_url is None
-        own_prometheus = settings.prometheus_url is None
-        prefect_port = (plan.prefect_port or free_port()) if own_prefect else 0
-        prometheus = self._prometheus() if own_prometheus else None
-        if own_prefect:
-            self.settings = replace(self.settings, prefect_api_url=f"http://127.0.0.1:{prefect_port}/api")
         with ThreadPoolExecutor(thread_name_prefix="start") as pool:
-            first: dict[str, Future[object]] = {}
-            if own_prefect:
-                first["prefect"] = pool.submit(self._run, self._child(self._prefect_program(prefect_port)))
-            first["database"] = pool.submit(self._start_database)
-            if prometheus is not None:
-                first["prometheus"] = pool.submit(self._run, prometheus)
-            first |= {p.name: pool.submit(self._run, self._child(p)) for p in plan.programs}
-            self._await([f for name, f in first.items() if name != "prefect"])
-            if prometheus is not None:
-                self.settings = replace(self.settings, prometheus_url=prometheus.url)
-            self._write_run_file()
-            second = [pool.submit(self._run, self._child(p)) for p in (self._serve_program(), _guard_program(), *plan.routers)]
-            self._await([*second, *first.values()])
-            if plan.prefect:
-                self._await([pool.submit(self._run, self._child(self._flows_program()))])
+            try:
+                self._start_in(pool)
+            except BaseException:
+                # What is still being waited for must end, or the pool would wait for it.
+                self._stopping.set()
+                self._stop_parts()
+                raise
 
-    def _await(self, work: Iterable["Future[object]"]) -> None:
-        """All of it, or the first failure; then the rest is stopped so that nobody waits for it."""
-        done, _ = wait(list(work), return_when=FIRST_EXCEPTION)
-        failed = [f for f in done if f.exception() is not None]
-        if failed:
-            self._stopping.set()
-            for part in reversed(self._parts):
-                part.stop()
-            for future in failed:
-                future.result()
+    def _start_in(self, pool: ThreadPoolExecutor) -> None:
+        plan = self.plan
+        first: list[Future[None]] = []
+        prefect: list[Future[None]] = []
+        prometheus = self._prometheus() if self.settings.prometheus_url is None else None
+        if plan.prefect and self.settings.prefect_api_url is None:
+            port = plan.prefect_port or free_port()
+            self.settings = replace(self.settings, prefect_api_url=_flows_server().api_url(port))
+            prefect.append(pool.submit(self._run, self._child(self._prefect_program(port))))
+        first.append(pool.submit(self._start_database))
+        if prometheus is not None:
+            first.append(pool.submit(self._run, prometheus))
+        first += [pool.submit(self._run, self._child(p)) for p in plan.programs]
+        _await(first, prefect)
+        if prometheus is not None:
+            self.settings = replace(self.settings, prometheus_url=prometheus.url)
+        self._write_run_file()
+        programs = (self._serve_program(), _guard_program(), *plan.routers)
+        second = [pool.submit(self._run, self._child(p)) for p in programs]
+        _await([*second, *prefect])
+        if plan.prefect:
+            _await([pool.submit(self._run, self._child(self._flows_program()))])
 
     def _run(self, part: Part) -> None:
         with self._lock:
@@ -248,17 +209,19 @@ class Stack:
         self.took_s[part.name] = time.monotonic() - begun
 
     def _start_database(self) -> None:
-        from controller.cli.database import prepare_database
-
         url = self.settings.database_url
-        if url is None:
-            postgres = _Postgres(self.settings.home / "postgres", durable=self.plan.durable)
-            self._run(postgres)
-            url = postgres.url
-        self.settings = replace(self.settings, database_url=prepare_database(url))
+        embedded = PostgresPart(self.settings.home / "postgres", durable=self.plan.durable) if url is None else None
+        if embedded is not None:
+            self._run(embedded)
+            url = embedded.url
+        if not url:
+            return  # another part has failed meanwhile
+        begun = time.monotonic()
+        self.settings = replace(self.settings, database_url=_prepared(url, embedded=embedded is not None))
+        self.took_s["migrations"] = time.monotonic() - begun
 
-    def _prometheus(self) -> "_Prometheus":
-        return _Prometheus(
+    def _prometheus(self) -> PrometheusPart:
+        return PrometheusPart(
             PrometheusServer(
                 self.settings.home / "prometheus",
                 {name: list(addresses) for name, addresses in self.plan.scrape.items()},
@@ -269,14 +232,17 @@ class Stack:
             )
         )
 
-    def _child(self, program: Program) -> "_Child":
-        return _Child(program, log_path=self._logs / f"{program.name}.log", env=self.environment, cwd=self.settings.home)
+    def _child(self, program: Program) -> ChildPart:
+        return ChildPart(program, log_path=self._logs / f"{program.name}.log", env=self.environment, cwd=self.settings.home)
 
     def _prefect_program(self, port: int) -> Program:
+        server = _flows_server()
+        argv: list[str] = server.argv(port)
         return Program(
             name="prefect",
-            argv=("flows.server", "--port", str(port), "--home", str(self.settings.home / "prefect")),
-            ready_url=f"http://127.0.0.1:{port}/api/health",
+            argv=tuple(argv[argv.index("-m") + 1 :]),
+            env=server.environment(self.settings.home, port),
+            ready_url=f"{server.api_url(port)}/health",
             ready_s=PREFECT_READY_S,
         )
 
@@ -285,10 +251,14 @@ class Stack:
         return Program(name="serve", argv=("controller.cli.app", "serve"), ready_url=url)
 
     def _flows_program(self) -> Program:
-        url = f"{self.settings.prefect_api_url}/deployments/name/rollout/rollout"
-        # A process of Prefect's keeps its own settings and state there, apart from the user's.
-        env = {"PREFECT_HOME": str(self.settings.home / "prefect")}
-        return Program(name="flows", argv=(self.plan.flows,), ready_url=url, ready_s=PREFECT_READY_S, env=env)
+        url = str(self.settings.prefect_api_url)
+        return Program(
+            name="flows",
+            argv=self.plan.flows,
+            env=_flows_server().client_environment(self.settings.home, url),
+            ready_url=f"{url}/deployments/name/rollout/rollout",
+            ready_s=PREFECT_READY_S,
+        )
 
     # --- the home folder --------------------------------------------------------------------------------------------------------
 
@@ -309,7 +279,9 @@ class Stack:
         """Before anything starts: a taken port is the commonest mistake, and deserves the plainest sentence."""
         host, _, port = self.settings.listen.rpartition(":")
         if not host or not port.isdecimal():
-            raise StackError(f"PENSTOCK_LISTEN: {self.settings.listen!r} is not an address; write host:port, such as 127.0.0.1:8420")
+            raise StackError(
+                f"PENSTOCK_LISTEN: {self.settings.listen!r} is not an address; write host:port, such as 127.0.0.1:8420"
+            )
         wanted = [(host.strip("[]"), int(port), "the console (PENSTOCK_LISTEN)")]
         if self.plan.prefect and self.settings.prefect_api_url is None:
             wanted.append(("127.0.0.1", self.plan.prefect_port, "Prefect's server (PREFECT_API_URL uses one that runs)"))
@@ -366,89 +338,49 @@ class Stack:
             self._say(f"{part.name} runs again")
 
 
-class _Child:
-    """A Python program in a process of its own."""
-
-    def __init__(self, program: Program, *, log_path: Path, env: Callable[[], dict[str, str]], cwd: Path) -> None:
-        self.name = program.name
-        self.log_path = log_path
-        self._program = program
-        self._env = env
-        self._cwd = cwd
-        self._child: ChildProcess | None = None
-
-    def start(self) -> None:
-        program = self._program
-        argv = [sys.executable, "-m", *program.argv]
-        # The environment is made now: a restart sees the addresses of now.
-        env = self._env() | dict(program.env)
-        child = ChildProcess(argv, log_path=self.log_path, name=self.name, env=env, cwd=self._cwd)
-        self._child = child
-        if program.ready_url is not None:
-            child.wait_ready(_slowly(http_ready(program.ready_url)), timeout_s=program.ready_s)
-
-    def stop(self) -> None:
-        if self._child is not None:
-            self._child.stop()
-
-    def ended(self) -> int | None:
-        return None if self._child is None else self._child.returncode
+def _await(work: Sequence["Future[None]"], beside: Sequence["Future[None]"] = ()) -> None:
+    """All of `work`, or the first failure of it or of what runs beside it. Raises that failure."""
+    waiting = {*work, *beside}
+    while not all(f.done() for f in work):
+        done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        for future in done:
+            future.result()
+    for future in work:
+        future.result()
 
 
-class _Postgres:
-    name = "postgres"
+def _prepared(url: str, *, embedded: bool) -> str:
+    """
+    A database with this release's tables, as the role that the controller works as.
 
-    def __init__(self, data_dir: Path, *, durable: bool) -> None:
-        self._server = EmbeddedPostgres(data_dir, durable=durable)
-        self.log_path = self._server.log_path
-        self.url = ""
+    An embedded server trusts local roles, so the controller gets one that may only do its work. Elsewhere the address names the
+    role, and that role migrates only what is not there yet.
+    """
+    from controller.adapters.postgres.connect import app_url, create_database
+    from controller.adapters.postgres.errors import BadDatabaseUrl, DatabaseProblem, SchemaMismatch
+    from controller.adapters.postgres.migrate import check, upgrade
 
-    def start(self) -> None:
-        self._server.start()
-        if self.url and self._server.url != self.url:
-            raise ServiceFailed(f"postgres: its socket moved from {self.url} to {self._server.url}; restart penstock")
-        self.url = self._server.url
+    try:
+        if embedded:
+            url = create_database(url, "penstock")
+            upgrade(url)
+            return app_url(url)
+        try:
+            check(url)
+        except SchemaMismatch:
+            upgrade(url)
+    except (BadDatabaseUrl, DatabaseProblem) as exc:
+        raise StackError(str(exc)) from exc
+    return url
 
-    def stop(self) -> None:
-        self._server.stop()
 
-    def ended(self) -> int | None:
-        return self._server.returncode
-
-
-class _Prometheus:
-    name = "prometheus"
-
-    def __init__(self, server: PrometheusServer) -> None:
-        self._server = server
-        self.log_path = server.log_path
-
-    @property
-    def url(self) -> str:
-        return self._server.url
-
-    def start(self) -> None:
-        self._server.start()
-
-    def stop(self) -> None:
-        self._server.stop()
-
-    def ended(self) -> int | None:
-        return self._server.returncode
+def _flows_server() -> Any:
+    """How Prefect is started. `flows` stands above this package, so it is looked up when needed and not imported."""
+    return importlib.import_module("flows.server")
 
 
 def _guard_program() -> Program:
     return Program(name="guard", argv=("controller.cli.app", "guard"))
-
-
-def _slowly(probe: Callable[[], bool]) -> Callable[[], bool]:
-    """A probe that looks ten times a second: five servers starting on two cores have better things to do than to answer."""
-
-    def slow() -> bool:
-        time.sleep(0.1)
-        return probe()
-
-    return slow
 
 
 def _root() -> Path:

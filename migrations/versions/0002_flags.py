@@ -32,7 +32,14 @@ def upgrade() -> None:
             CONSTRAINT flags_pkey PRIMARY KEY (environment, key),
             CONSTRAINT flags_weight CHECK (weight BETWEEN 0 AND 100000),
             CONSTRAINT flags_shadow_weight CHECK (shadow_weight BETWEEN 0 AND 100000),
-            CONSTRAINT flags_not_empty CHECK (environment <> '' AND key <> '' AND salt <> '')
+            CONSTRAINT flags_not_empty CHECK (environment <> '' AND key <> '' AND salt <> ''),
+            -- A row that routers could not read would stop the news of all the others.
+            CONSTRAINT flags_variants CHECK (
+                coalesce(control ->> 'model', '') <> '' AND json_typeof(control -> 'model') = 'string'
+                AND coalesce(json_typeof(control -> 'params'), 'object') = 'object'
+                AND coalesce(candidate ->> 'model', '') <> '' AND json_typeof(candidate -> 'model') = 'string'
+                AND coalesce(json_typeof(candidate -> 'params'), 'object') = 'object'
+            )
         )
         """
     )

@@ -2,7 +2,7 @@
 Who may do what: the owner migrates, `penstock_app` runs the controller, `penstock_reader` looks.
 
 The controller can add to the audit log and can take nothing out of it. Roles belong to the whole server, so they may be there already; where
-the migrating role must not create any, an administrator does it first (docs/how-to, and the message of the error).
+the migrating role must not create any, an administrator does it first; the error of `penstock migrate` says how.
 """
 
 from alembic import op

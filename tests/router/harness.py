@@ -281,9 +281,9 @@ class Router:
         value = self.app.metrics.registry.get_sample_value(name, {"environment": "production", **labels})
         return value if value is not None else self.app.metrics.registry.get_sample_value(name, labels)
 
-    def arm(self, name: str, *, streaming: bool = False, **labels: str) -> float | None:
+    def arm(self, name: str, labels: Mapping[str, str] | None = None, *, streaming: bool = False, **more: str) -> float | None:
         common = {"flag": "chat-model", "route": "chat", "arm": "baseline", "model": "old"}
-        return self.metric(name, **{**common, "streaming": str(streaming).lower(), **labels})
+        return self.metric(name, **{**common, "streaming": str(streaming).lower(), **(labels or {}), **more})
 
 
 @dataclass(frozen=True)

@@ -177,3 +177,15 @@ async def test_the_openai_sdk_does_not_retry_what_the_router_has_already_tried_e
         with pytest.raises(openai.InternalServerError):
             await client.chat.completions.create(model="spare", messages=[])
     assert upstream.models() == ["spare"]
+
+
+async def test_the_openai_sdk_streams_with_and_without_usage(router: Router) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{router.url}/v1", api_key="k", max_retries=0) as client:
+        plain = await client.chat.completions.create(model="chat", messages=[], stream=True)
+        text = [event.choices[0].delta.content async for event in plain]
+        assert "".join(t or "" for t in text) == "Hello"
+        asked = await client.chat.completions.create(
+            model="chat", messages=[], stream=True, stream_options={"include_usage": True}
+        )
+        usage = [event.usage async for event in asked if event.usage]
+        assert [(u.prompt_tokens, u.completion_tokens) for u in usage] == [(1000, 200)]

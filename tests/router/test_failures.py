@@ -6,7 +6,9 @@ from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 
+from flagspec import Variant
 from tests.router.harness import (
     DONE,
     Handler,
@@ -77,11 +79,11 @@ async def test_the_control_answers_when_the_candidate_fails(
     assert (got.headers["x-penstock-model"], got.headers["x-penstock-arm"]) == ("old", "candidate")
     assert got.headers["x-penstock-fallback"] == "true"
     candidate = {"arm": "candidate", "model": "new"}
-    assert router.arm("penstock_requests_total", **candidate, outcome=outcome) == 1
-    assert router.arm("penstock_requests_total", **candidate, outcome="ok") == 0
+    assert router.arm("penstock_requests_total", candidate, outcome=outcome) == 1
+    assert router.arm("penstock_requests_total", candidate, outcome="ok") == 0
     assert router.arm("penstock_requests_total", outcome="ok") == 0
-    assert router.arm("penstock_fallbacks_total", **candidate, to_model="old", outcome="ok") == 1
-    assert router.arm("penstock_unavailable_total", **candidate) == 0
+    assert router.arm("penstock_fallbacks_total", candidate, to_model="old", outcome="ok") == 1
+    assert router.arm("penstock_unavailable_total", candidate) == 0
     assert router.metric("mcp_model_errors_total", model="new", error_type=outcome) == 1
 
 
@@ -119,9 +121,9 @@ async def test_a_stream_that_breaks_after_its_first_token_ends_in_an_error_and_n
     assert (got.content, "[DONE]" in got.events, upstream.models()) == ("Hal", False, ["new"])
     assert got.events[-1]["error"]["code"] == "stream_error"
     assert "secret prompt" not in got.text
-    candidate = {"streaming": True, "arm": "candidate", "model": "new"}
-    assert router.arm("penstock_requests_total", **candidate, outcome="error") == 1  # type: ignore[arg-type]
-    assert router.arm("penstock_unavailable_total", **candidate) == 1  # type: ignore[arg-type]
+    candidate = {"streaming": "true", "arm": "candidate", "model": "new"}
+    assert router.arm("penstock_requests_total", candidate, outcome="error") == 1
+    assert router.arm("penstock_unavailable_total", candidate) == 1
     assert router.metric("mcp_tokens_total", model="new", direction="output") == 1, "3 bytes of text are one token"
 
 
@@ -163,7 +165,10 @@ async def test_when_nobody_answers_the_client_learns_who_was_tried(router: Route
     assert got.headers["x-should-retry"] == "false"
     assert router.arm("penstock_unavailable_total", streaming=stream, arm="candidate", model="new") == 1
     failed = {"arm": "candidate", "model": "new", "outcome": "failed"}
-    assert [router.arm("penstock_fallbacks_total", streaming=stream, **failed, to_model=m) for m in ("old", "spare")] == [1, 1]
+    assert [router.arm("penstock_fallbacks_total", streaming=stream, labels=failed, to_model=m) for m in ("old", "spare")] == [
+        1,
+        1,
+    ]
 
 
 async def test_a_provider_that_refuses_connections_is_an_error_with_fallback(upstream: Upstream) -> None:
@@ -210,12 +215,13 @@ async def test_a_stream_that_stalls_ends_in_a_timeout_error(upstream: Upstream) 
 
 
 async def test_the_first_token_limit_ends_with_the_first_token(upstream: Upstream) -> None:
-    models = [{"name": n, "provider": "p", "timeout": {"first_token": "150ms"}} for n in ("old", "new", "spare")]
+    models = [{"name": n, "provider": "p", "timeout": {"first_token": "1s"}} for n in ("old", "new", "spare")]
 
-    async def slow_tail(request: Any, body: dict[str, Any]) -> Any:
-        response = await upstream_prepare(request)
+    async def slow_tail(request: web.Request, _body: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
         await response.write(ROLE + WORD)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1.1)
         await response.write(STOP + DONE)
         return response
 
@@ -225,17 +231,7 @@ async def test_the_first_token_limit_ends_with_the_first_token(upstream: Upstrea
     assert (got.content, got.events[-1]) == ("Hal", "[DONE]")
 
 
-async def upstream_prepare(request: Any) -> Any:
-    from aiohttp import web
-
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    await response.prepare(request)
-    return response
-
-
 async def test_a_flag_with_a_model_unknown_here_fails_its_arm_and_the_control_answers(router: Router, upstream: Upstream) -> None:
-    from flagspec import Variant
-
     put(router, flag(100_000, candidate=Variant(model="not-here")))
     got = await router.ask()
     assert (got.headers["x-penstock-model"], upstream.models()) == ("old", ["old"])
@@ -258,9 +254,9 @@ async def test_a_client_that_leaves_cancels_the_work_upstream(
         call.cancel()
     await upstream.cancelled.wait()
     candidate = {"arm": "candidate", "model": "new"}
-    await eventually(lambda: router.arm("penstock_requests_total", streaming=stream, **candidate, outcome="cancelled") == 1)
+    await eventually(lambda: router.arm("penstock_requests_total", candidate, streaming=stream, outcome="cancelled") == 1)
     assert upstream.models() == ["new"], "nobody else is asked for a client that is gone"
-    assert router.arm("penstock_unavailable_total", streaming=stream, **candidate) == 0
+    assert router.arm("penstock_unavailable_total", candidate, streaming=stream) == 0
     assert router.metric("mcp_tokens_total", model="new", direction="input") > 0  # type: ignore[operator]
 
 

@@ -136,7 +136,7 @@ def test_a_static_snapshot_that_cannot_be_used_stops_the_start(tmp_path: Path, c
     path = tmp_path / "flags.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(FlagSpecError, match="flags.json"):
+    with pytest.raises(FlagSpecError, match=r"flags\.json"):
         read_snapshot_file(path)
-    with pytest.raises(FlagSpecError, match="flags.json"):
+    with pytest.raises(FlagSpecError, match=r"flags\.json"):
         create_app(config("http://127.0.0.1:9/v1", flags={"source": "file:flags.json"}), directory=tmp_path)

@@ -1,6 +1,7 @@
 """What /metrics says, against docs/reference/router-metrics.md."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,15 +42,15 @@ async def test_both_arms_and_the_shadow_of_a_flag_start_at_zero(router: Router) 
                 assert samples["penstock_requests_total", tuple(sorted({**labels, "outcome": outcome}.items()))] == 0
             for name in ("penstock_unavailable_total", "penstock_request_duration_seconds_count", "penstock_cost_requests_total"):
                 assert samples[name, tuple(sorted(labels.items()))] == 0
-    for outcome in ("mirrored", "failed", "skipped_concurrency"):
+    for copied in ("mirrored", "failed", "skipped_concurrency"):
         labels = {"environment": "production", "flag": "chat-model", "route": "chat", "arm": "shadow", "model": "new"}
-        assert samples["penstock_shadow_total", tuple(sorted({**labels, "outcome": outcome}.items()))] == 0
+        assert samples["penstock_shadow_total", tuple(sorted({**labels, "outcome": copied}.items()))] == 0
 
 
 def test_bucket_edges_are_a_grid_of_ratio_one_point_one_with_the_exact_limits() -> None:
     assert {0.5, 1.0, 1.1, 1.2, 1.21, 2.0, 3.0, 5.0, 10.0, 30.0, 90.0} <= set(BUCKETS)
     assert 0.045 < BUCKETS[0] <= 0.05
-    assert all(b / a <= 1.1011 for a, b in zip(BUCKETS, BUCKETS[1:], strict=False))
+    assert all(b / a <= 1.1011 for a, b in pairwise(BUCKETS))
 
 
 async def test_an_answer_is_counted_timed_and_priced_once(router: Router) -> None:

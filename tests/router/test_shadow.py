@@ -1,10 +1,12 @@
 """Mirrored copies: the candidate sees them, the user never does."""
 
 import asyncio
+from typing import Any
 
 import pytest
+from aiohttp import web
 
-from tests.router.harness import Router, Upstream, config, eventually, flag, put, serve_router, status
+from tests.router.harness import Router, Upstream, answer, config, eventually, flag, put, serve_router, status
 
 SHADOW = {"arm": "shadow", "model": "new"}
 MIRRORED = {"flag": "chat-model", "route": "chat", **SHADOW}
@@ -19,21 +21,22 @@ async def test_a_copy_goes_to_the_candidate_and_its_answer_to_nobody(router: Rou
     assert sorted(upstream.models()) == ["new", "old"]
     copy = next(c for c in upstream.calls if c.model == "new")
     assert (copy.body["messages"], copy.body["reasoning_effort"]) == ([{"role": "user", "content": "Hi"}], "low")
-    assert router.arm("penstock_requests_total", streaming=stream, **SHADOW, outcome="ok") == 1
+    assert router.arm("penstock_requests_total", SHADOW, streaming=stream, outcome="ok") == 1
     assert router.arm("penstock_requests_total", streaming=stream, outcome="ok") == 1
-    assert router.arm("penstock_cost_usd_total", streaming=stream, **SHADOW) == pytest.approx(0.0036)
-    assert router.arm("penstock_ttft_seconds_count", streaming=stream, **SHADOW) == int(stream)
+    assert router.arm("penstock_cost_usd_total", SHADOW, streaming=stream) == pytest.approx(0.0036)
+    assert router.arm("penstock_ttft_seconds_count", SHADOW, streaming=stream) == int(stream)
 
 
-async def test_a_copy_that_fails_or_hangs_costs_the_user_nothing(router: Router, upstream: Upstream) -> None:
-    put(router, flag(0, shadow_weight=100_000))
-    upstream.script["new"] = status(500)
-    assert (await router.ask()).status == 200
-    await eventually(lambda: router.metric("penstock_shadow_total", **MIRRORED, outcome="failed") == 1)
-    assert router.arm("penstock_requests_total", **SHADOW, outcome="error") == 1
-    assert router.arm("penstock_unavailable_total", **SHADOW) == 0
-    upstream.script["new"] = upstream.hang
-    assert (await router.ask()).status == 200
+async def test_a_copy_that_fails_or_hangs_costs_the_user_nothing(upstream: Upstream) -> None:
+    async with serve_router(config(upstream.url, shadow={"drain": "10ms"})) as router:
+        put(router, flag(0, shadow_weight=100_000))
+        upstream.script["new"] = status(500)
+        assert (await router.ask()).status == 200
+        await eventually(lambda: router.metric("penstock_shadow_total", **MIRRORED, outcome="failed") == 1)
+        assert router.arm("penstock_requests_total", SHADOW, outcome="error") == 1
+        assert router.arm("penstock_unavailable_total", SHADOW) == 0
+        upstream.script["new"] = upstream.hang
+        assert (await router.ask()).status == 200
     assert upstream.models().count("old") == 2, "a copy has no fallback"
 
 
@@ -45,19 +48,17 @@ async def test_copies_beyond_the_cap_are_skipped_and_counted(upstream: Upstream)
         await eventually(lambda: upstream.models().count("new") == 2)
         assert [a.status for a in answers] == [200] * 5
         assert router.metric("penstock_shadow_total", **MIRRORED, outcome="skipped_concurrency") == 3
-    assert router.arm("penstock_requests_total", **SHADOW, outcome="cancelled") == 2, "shutdown cancels what does not drain"
+    assert router.arm("penstock_requests_total", SHADOW, outcome="cancelled") == 2, "shutdown cancels what does not drain"
 
 
 async def test_shutdown_lets_copies_finish(upstream: Upstream) -> None:
     release = asyncio.Event()
 
-    async def slow(request: object, body: dict[str, object]) -> object:
+    async def slow(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         await release.wait()
-        from tests.router.harness import answer
+        return await answer(request, body)
 
-        return await answer(request, body)  # type: ignore[arg-type]
-
-    upstream.script["new"] = slow  # type: ignore[assignment]
+    upstream.script["new"] = slow
     async with serve_router(config(upstream.url)) as router:
         put(router, flag(0, shadow_weight=100_000))
         await router.ask()

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, delete, func, insert, literal_column, select, text
+from sqlalchemy import Connection, Engine, RowMapping, delete, func, insert, literal_column, select, text
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -116,7 +116,7 @@ class PostgresAudit(PostgresOutbox):
         with translated(AuditUnavailable, "listing the rollouts"), self._engine.connect() as connection:
             return list(connection.scalars(query))
 
-    def _read(self, rollout_id: str, from_seq: int) -> Sequence[Mapping[str, Any]]:
+    def _read(self, rollout_id: str, from_seq: int) -> Sequence[RowMapping]:
         query = (
             select(audit.c.rollout_id, audit.c.seq, audit.c.at, audit.c.actor, audit.c.event, audit.c.hash)
             .where(audit.c.rollout_id == rollout_id, audit.c.seq >= from_seq)
@@ -192,13 +192,15 @@ class PostgresAudit(PostgresOutbox):
         )
         one = select(func.clock_timestamp().label("at")).subquery("one")
         joined = one.outerjoin(last, text("true")).outerjoin(tail, text("true"))
-        row = connection.execute(select(one.c.at, last.c.id, last.c.hash, tail.c.seq, tail.c.plan_digest).select_from(joined)).one()
+        row = connection.execute(
+            select(one.c.at, last.c.id, last.c.hash, tail.c.seq, tail.c.plan_digest).select_from(joined)
+        ).one()
         return _Head(
             at=row.at.astimezone(UTC), id=row.id or 0, hash=row.hash or GENESIS, seq=row.seq or 0, plan_digest=row.plan_digest
         )
 
     @staticmethod
-    def _decided(connection: Connection, rollout_id: str, decision_id: str) -> Mapping[str, Any] | None:
+    def _decided(connection: Connection, rollout_id: str, decision_id: str) -> RowMapping | None:
         query = (
             select(audit)
             .where(audit.c.rollout_id == rollout_id, audit.c.decision_id == decision_id, audit.c.kind == "decided")
@@ -241,7 +243,7 @@ class PostgresAudit(PostgresOutbox):
         raise AuditUnavailable(f"writing row {key}: {reason(exc)}; it was not written") from exc
 
 
-def _entry(row: Mapping[str, Any], answers: Mapping[str, str] | None = None) -> Entry:
+def _entry(row: Mapping[Any, Any], answers: Mapping[str, str] | None = None) -> Entry:
     try:
         event = unpack(row["event"], answers)
     except CodecError as exc:

@@ -117,9 +117,7 @@ def head(url: str) -> Head | None:
     return None if row is None else Head(id=row[0], hash=row[1], at=row[2])
 
 
-def _follow(
-    connection: "psycopg.Connection[Any]", heads: Sequence[Head], known: set[bytes], findings: _Findings
-) -> ChainReport:
+def _follow(connection: "psycopg.Connection[Any]", heads: Sequence[Head], known: set[bytes], findings: _Findings) -> ChainReport:
     expected = {h.id: h.hash for h in heads}
     last_id, last_hash, last_at, rows = 0, GENESIS, None, 0
     sequences: dict[str, int] = {}
@@ -129,7 +127,9 @@ def _follow(
         if audit_id != last_id + 1:
             findings.add(audit_id, "gap", f"row {audit_id} follows row {last_id}: rows are missing between them")
         elif row["prev_hash"] != last_hash:
-            findings.add(audit_id, "fork", f"row {audit_id} names {row['prev_hash'][:12]} as the row before it, which is {last_hash[:12]}")
+            findings.add(
+                audit_id, "fork", f"row {audit_id} names {row['prev_hash'][:12]} as the row before it, which is {last_hash[:12]}"
+            )
         computed = row_hash(row["prev_hash"], row)
         if computed != row["hash"]:
             text = f"row {audit_id} ({row['rollout_id']}/{row['seq']}) hashes to {computed[:12]}, stored is {row['hash'][:12]}: it was changed"
@@ -140,12 +140,18 @@ def _follow(
         sequences[row["rollout_id"]] = row["seq"]
         for digest in set(_REFERENCES.findall(row["event"])):
             if bytes.fromhex(digest) not in known:
-                findings.add(audit_id, "evidence", f"row {audit_id} rests on the answer {digest[:12]}, which is missing or was changed")
+                findings.add(
+                    audit_id, "evidence", f"row {audit_id} rests on the answer {digest[:12]}, which is missing or was changed"
+                )
         if expected.pop(audit_id, row["hash"]) != row["hash"]:
             findings.add(audit_id, "head", f"row {audit_id} has hash {row['hash'][:12]}, another one was published")
         last_id, last_hash, last_at = audit_id, row["hash"], row["at"]
     for audit_id, published in sorted(expected.items()):
-        findings.add(audit_id, "head", f"row {audit_id} was published with hash {published[:12]} and is not there; the log ends at {last_id}")
+        findings.add(
+            audit_id,
+            "head",
+            f"row {audit_id} was published with hash {published[:12]} and is not there; the log ends at {last_id}",
+        )
     return ChainReport(
         rows=rows,
         rollouts=len(sequences),

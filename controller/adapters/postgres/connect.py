@@ -5,6 +5,7 @@ Its one rule: nothing waits for ever. Connecting, a lock, a statement, an idle t
 connection, so that a hung database becomes an error that somebody handles.
 """
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -115,11 +116,11 @@ def create_database(admin_url: str, name: str) -> str:
         BadDatabaseUrl: the URL is not one.
         DatabaseUnreachable: it could not be made.
     """
-    with translated(DatabaseUnreachable, f"creating database {name!r}"), connect(admin_url) as connection:
-        try:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        except (psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
-            pass  # UniqueViolation: somebody else is making it at this moment
+    statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
+    # UniqueViolation: somebody else is making it at this moment.
+    there_already = suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation)
+    with translated(DatabaseUnreachable, f"creating database {name!r}"), connect(admin_url) as connection, there_already:
+        connection.execute(statement)
     return _with(admin_url, dbname=name)
 
 
@@ -134,7 +135,9 @@ def check_schema(engine: Engine) -> None:
     if found == SCHEMA_REVISION:
         return
     if found is None:
-        raise SchemaMismatch(f"the database has no tables of penstock, this release needs {SCHEMA_REVISION}: run `penstock migrate`")
+        raise SchemaMismatch(
+            f"the database has no tables of penstock, this release needs {SCHEMA_REVISION}: run `penstock migrate`"
+        )
     if found > SCHEMA_REVISION:
         raise SchemaMismatch(
             f"the database is at {found}, this release knows revisions up to {SCHEMA_REVISION}: install the newer penstock"
@@ -176,10 +179,9 @@ def _prepare(connection: "psycopg.Connection[Any]") -> None:
         cursor.execute(f"SELECT {settings}".encode())
         # An acknowledged audit row must survive a crash of the server, whatever the server's default is.
         cursor.execute("SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'")
-        try:
+        # Older servers and some platforms do not have it; the idle limit above still ends an abandoned transaction.
+        with suppress(psycopg.Error):
             cursor.execute("SET client_connection_check_interval = '2s'")
-        except psycopg.Error:
-            pass  # older servers and some platforms do not have it; the idle limit above still ends an abandoned transaction
 
 
 def _parameters(url: str) -> dict[str, Any]:
@@ -191,7 +193,9 @@ def _parameters(url: str) -> dict[str, Any]:
         return {**_CONNECTION, **conninfo_to_dict(url)}
     except psycopg.Error:
         # libpq's message quotes the address, password included: it is left out, the cause as well.
-        raise BadDatabaseUrl("database: the postgresql:// address cannot be read; check its escapes (%40 for @) and options") from None
+        raise BadDatabaseUrl(
+            "database: the postgresql:// address cannot be read; check its escapes (%40 for @) and options"
+        ) from None
 
 
 def _with(url: str, **changes: str | None) -> str:
@@ -215,4 +219,3 @@ def _as_url(parts: dict[str, Any]) -> str:
     login = quote(user, safe="") + (f":{quote(password, safe='')}" if password else "")
     options = urlencode({k: str(v) for k, v in parts.items()}, safe="/,", quote_via=quote)
     return f"postgresql://{login}{'@' if login else ''}/{name}" + (f"?{options}" if options else "")
-

@@ -35,7 +35,10 @@ class PostgresFlags:
             return self._read(connection, environment, key)
 
     def write(self, change: FlagChange, expected_version: int) -> RouteFlag:
-        with translated(FlagUnavailable, f"writing flag {change.key!r} in {change.environment}"), self._engine.begin() as connection:
+        with (
+            translated(FlagUnavailable, f"writing flag {change.key!r} in {change.environment}"),
+            self._engine.begin() as connection,
+        ):
             if expected_version == 0:
                 statement: Any = insert(flags).values(**_values(change), **_UNNUMBERED).on_conflict_do_nothing().returning(flags)
             else:
@@ -161,7 +164,7 @@ def _variant_json(variant: Variant) -> str:
     return json.dumps({"model": variant.model, "params": dict(variant.params)}, sort_keys=True, allow_nan=False)
 
 
-def _flag(row: Mapping[str, Any]) -> RouteFlag:
+def _flag(row: Mapping[Any, Any]) -> RouteFlag:
     try:
         return RouteFlag(
             environment=row["environment"],
@@ -186,5 +189,3 @@ def _flag(row: Mapping[str, Any]) -> RouteFlag:
 def _variant(stored: str) -> Variant:
     data = json.loads(stored)
     return Variant(model=data["model"], params=data.get("params", {}))
-
-

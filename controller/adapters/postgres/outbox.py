@@ -104,4 +104,3 @@ class PostgresOutbox:
             return Letter(id=letter_id, notice=notice_from_json(json.loads(notice)))
         except CodecError as exc:
             raise AuditUnavailable(f"letter {letter_id} cannot be read by this release: {exc}") from exc
-

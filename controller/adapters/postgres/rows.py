@@ -87,7 +87,7 @@ def text_of(stored: Answer) -> str:
     return raw(stored).decode("utf-8", "surrogatepass")
 
 
-def columns(entry: Entry, plan_digest: str, event: str, decided: Mapping[str, Any] | None) -> dict[str, Any]:
+def columns(entry: Entry, plan_digest: str, event: str, decided: Mapping[Any, Any] | None) -> dict[str, Any]:
     """
     The columns that an auditor reads without knowing the event.
 
@@ -193,7 +193,7 @@ def _store(answer: str) -> Answer:
     return Answer(digest=digest, answer=plain, encoding="utf8")
 
 
-def _of_decision(decided: Mapping[str, Any] | None) -> dict[str, Any]:
+def _of_decision(decided: Mapping[Any, Any] | None) -> dict[str, Any]:
     if decided is None:
         return {}
     kept = ("action", "source", "why", "reason", "weight_before", "shadow_weight_before", "flag_version_before")

@@ -171,6 +171,8 @@ class PrometheusClient:
             failure = _refusal(session.seen())
         except Untrusted as exc:
             failure = str(exc)
+        except requests.JSONDecodeError:
+            failure = _unreadable(session.seen())
         except (requests.RequestException, OSError) as exc:
             failure = _transport(exc, self.timeout_s, session.seen())
         except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
@@ -221,6 +223,10 @@ class _Session(requests.Session):
 
     def forget(self) -> None:
         self._local.raw = _Raw()
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Never: requests would read a redirect's body without a bound before it looks at `max_redirects`."""
+        return None
 
     def request(self, method: str | bytes, url: str | bytes, *args: Any, **kwargs: Any) -> requests.Response:
         if not isinstance(url, str) or not url.startswith(self._prefix):

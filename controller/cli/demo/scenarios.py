@@ -224,4 +224,3 @@ def dropped_series(scenarios: tuple[Scenario, ...]) -> tuple[dict[str, object], 
         for s in scenarios
         if s.silent
     )
-

@@ -93,7 +93,9 @@ def load_trace(path: Path, speed: float | None) -> tuple[Arrival, ...]:
     trace = read_trace(path)
     if speed is not None and (rate := trace_rate(trace) * speed) < RATE_MIN:
         needed = RATE_MIN / trace_rate(trace)
-        raise TraceError(f"{path}: {rate:.1f} requests a second at --speed {speed:g}; the demo needs {RATE_MIN:g} (--speed {needed:.0f})")
+        raise TraceError(
+            f"{path}: {rate:.1f} requests a second at --speed {speed:g}; the demo needs {RATE_MIN:g} (--speed {needed:.0f})"
+        )
     return trace
 
 

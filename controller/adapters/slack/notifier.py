@@ -1,0 +1,233 @@
+"""
+Notices in Slack: one message for each rollout, edited in place, and its news in the thread below.
+
+It stands at the end of the outbox, which calls it at least once for each letter. Its one rule: a letter delivered twice looks as if it
+were delivered once. Every message carries the notice's identity as metadata, and before anything is posted the channel or the thread
+is read for it: after a connection that broke behind an accepted message nobody can know otherwise.
+
+Reading needs the scopes ``channels:history`` and ``channels:read`` (``groups:`` for private channels) beside ``chat:write``. Without
+them notices are posted all the same, and one may come twice after a broken connection.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from slack_sdk import WebClient
+
+from controller.adapters.slack.errors import (
+    RAISED,
+    ChannelClosed,
+    MessageFixed,
+    MessageGone,
+    MessageRejected,
+    is_scope,
+    translated,
+)
+from controller.adapters.slack.messages import is_message_of, metadata, parent_blocks, plain, reply_blocks
+from controller.adapters.slack.threads import Thread, ThreadStore
+from controller.core.notice import Level, Notice
+from controller.ports import Letter, NotifierRefused, NotifierUnavailable, PortError
+
+CHANNEL_ID = re.compile(r"[CGD][A-Z0-9]{6,}")
+PAGE = 200
+PAGES_MAX = 10
+"""Pages that are read to find a message: the latest 2,000 of a channel or a thread."""
+
+
+class SlackNotifier:
+    """
+    Implements `controller.ports.Notifier`.
+
+    Args:
+        token: Bot token.
+        default_channel: Name or id of the channel for rollouts that name none, or one that cannot be written to.
+        threads: Which message belongs to which rollout.
+        base_url: Another Slack API, for a stand-in.
+        links: Label to address, shown under the message; ``{rollout_id}`` is filled in.
+        timeout_s: For each call of the Web API.
+    """
+
+    def __init__(
+        self,
+        token: str,
+        default_channel: str,
+        threads: ThreadStore,
+        *,
+        base_url: str | None = None,
+        links: Mapping[str, str] | None = None,
+        timeout_s: int = 10,
+    ) -> None:
+        # The library logs failures that are told to the outbox as well, and the text of messages at debug level.
+        silent = logging.Logger("penstock.slack", level=logging.CRITICAL + 1)
+        self._web = WebClient(
+            token, base_url=base_url or WebClient.BASE_URL, timeout=timeout_s, retry_handlers=[], logger=silent
+        )
+        self._default_channel = default_channel
+        self._threads = threads
+        self._links = dict(links or {})
+        self._ids: dict[str, str] = {}
+
+    def deliver(self, letter: Letter) -> None:
+        """
+        Raises:
+            NotifierUnavailable: Slack, its token or its channels are not usable now; nothing is lost.
+            NotifierRefused: Slack takes the message not even as plain text.
+        """
+        notice = letter.notice
+        channel = notice.channel or self._default_channel
+        try:
+            try:
+                self._tell(notice, channel)
+            except ChannelClosed as exc:
+                self._tell_elsewhere(notice, channel, exc)
+        except MessageRejected as exc:
+            raise NotifierRefused(f"Slack takes notice {notice.rollout_id}/{notice.seq} not even as plain text: {exc}") from exc
+
+    def _tell_elsewhere(self, notice: Notice, channel: str, closed: ChannelClosed) -> None:
+        """News must reach somebody: a plan's channel that is closed to us is no reason for silence."""
+        thread = self._threads.get(notice.rollout_id)
+        if channel == self._default_channel and thread is None:
+            raise NotifierUnavailable(f"Slack channel {channel!r} cannot be written to ({closed}); invite the app or name another") from closed
+        note = f"In this channel because {channel} cannot be written to ({closed})."
+        try:
+            self._tell(notice, self._default_channel, anew=thread is not None, note=note)
+        except ChannelClosed as exc:
+            raise NotifierUnavailable(
+                f"neither Slack channel {channel!r} ({closed}) nor the default {self._default_channel!r} ({exc}) can be written to"
+            ) from exc
+
+    def _tell(self, notice: Notice, channel: str, *, anew: bool = False, note: str = "") -> None:
+        thread = None if anew else self._threads.get(notice.rollout_id)
+        edit = thread is not None
+        if thread is None:
+            thread, edit = self._parent(notice, channel, note)
+        try:
+            self._reply(notice, thread)
+            if edit:
+                self._edit(notice, thread, note)
+        except MessageGone:
+            # Somebody has deleted the message. The rollout gets a new one, and this letter its place below it.
+            thread, _ = self._post_parent(notice, channel, note), False
+            self._reply(notice, thread)
+
+    # --- the rollout's message --------------------------------------------------------------------------------------------------
+
+    def _parent(self, notice: Notice, channel: str, note: str) -> tuple[Thread, bool]:
+        """The rollout's message, and whether it was there before: posted earlier, and then forgotten between Slack and the database."""
+        known = self._channel_id(channel)
+        if known is not None:
+            found = self._find(notice, "parent", self._web.conversations_history, channel=known)
+            if found is not None:
+                self._threads.put(notice.rollout_id, known, found)
+                return (known, found), True
+        return self._post_parent(notice, channel, note), False
+
+    def _post_parent(self, notice: Notice, channel: str, note: str) -> Thread:
+        posted = self._send(
+            "chat.postMessage",
+            self._web.chat_postMessage,
+            parent_blocks(notice, self._links, note),
+            notice,
+            "parent",
+            channel=channel,
+        )
+        thread = (str(posted["channel"]), str(posted["ts"]))
+        self._threads.put(notice.rollout_id, *thread)
+        return thread
+
+    def _edit(self, notice: Notice, thread: Thread, note: str) -> None:
+        channel, ts = thread
+        try:
+            self._send(
+                "chat.update", self._web.chat_update, parent_blocks(notice, self._links, note), notice, "parent", channel=channel, ts=ts
+            )
+        except MessageFixed:
+            # The workspace forbids edits, or only so late; what is new stands in the thread.
+            return
+
+    # --- its thread -------------------------------------------------------------------------------------------------------------
+
+    def _reply(self, notice: Notice, thread: Thread) -> None:
+        if notice.level is Level.INFO:
+            return
+        channel, ts = thread
+        if self._find(notice, "reply", self._web.conversations_replies, channel=channel, ts=ts) is not None:
+            return
+        self._send(
+            "chat.postMessage",
+            self._web.chat_postMessage,
+            reply_blocks(notice),
+            notice,
+            "reply",
+            channel=channel,
+            thread_ts=ts,
+            reply_broadcast=notice.level is Level.ALARM,
+        )
+
+    # --- calls ------------------------------------------------------------------------------------------------------------------
+
+    def _send(
+        self, method: str, call: Callable[..., Any], blocks: list[dict[str, Any]], notice: Notice, part: str, **where: Any
+    ) -> Any:
+        """Post or edit; a second time as plain text when Slack does not take the blocks."""
+        what = {"text": plain(notice), "metadata": metadata(notice, part), **where}
+        if method == "chat.postMessage":
+            what |= {"unfurl_links": False, "unfurl_media": False}
+        try:
+            return _called(method, call, blocks=blocks, **what)
+        except MessageRejected:
+            # An empty list takes the old blocks out of a message that is edited; left out, they would stay.
+            return _called(method, call, blocks=[], **what)
+
+    def _find(self, notice: Notice, part: str, pages: Callable[..., Any], **where: Any) -> str | None:
+        """Timestamp of a message that was posted before; None if there is none, or if the token may not look."""
+        for page in self._read(pages, **where, include_all_metadata=True, limit=PAGE):
+            for message in page.get("messages") or ():
+                if is_message_of(message, notice, part):
+                    return str(message["ts"])
+        return None
+
+    def _channel_id(self, channel: str) -> str | None:
+        """The id of a channel, which reading needs; None if it cannot be learned."""
+        if CHANNEL_ID.fullmatch(channel):
+            return channel
+        name = channel.removeprefix("#")
+        if name in self._ids:
+            return self._ids[name]
+        for page in self._read(self._web.conversations_list, exclude_archived=True, limit=PAGE):
+            self._ids |= {str(c["name"]): str(c["id"]) for c in page.get("channels") or () if "name" in c}
+            if name in self._ids:
+                return self._ids[name]
+        return None
+
+    def _read(self, call: Callable[..., Any], **args: Any) -> Iterator[Any]:
+        """Pages of an answer, the first ten; none where the token may not read."""
+        for _ in range(PAGES_MAX):
+            try:
+                page = call(**args)
+            except RAISED as exc:
+                # A right to read is not needed for news to be told.
+                if is_scope(exc):
+                    return
+                problem = translated(exc, call.__name__)
+                if isinstance(problem, ChannelClosed):
+                    return
+                raise problem from exc
+            yield page
+            cursor = (page.get("response_metadata") or {}).get("next_cursor")
+            if not cursor:
+                return
+            args["cursor"] = cursor
+
+
+def _called(method: str, call: Callable[..., Any], **args: Any) -> Any:
+    try:
+        return call(**args)
+    except RAISED as exc:
+        raise _settled(translated(exc, method)) from exc
+
+
+def _settled(problem: PortError) -> PortError:
+    return problem

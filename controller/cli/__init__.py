@@ -1,0 +1,1 @@
+"""The command line: data on stdout, diagnostics on stderr, `-o json` everywhere."""

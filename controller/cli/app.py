@@ -1,0 +1,85 @@
+"""
+`penstock`: every command, and how each ends.
+
+Exit codes: 0 done; 1 an error, said in one line on stderr; 2 wrong usage; 3 the rollout was rolled back or aborted; 4 it waits for an
+approval; 5 time ran out. Its one rule: a command's module is imported when the command runs, so `--help` stays quick.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+app = App(
+    name="penstock",
+    help="Progressive delivery for LLM models: shadow, canary, 25, 50, 100% on measured evidence, and back by itself.",
+    version_flags=["--version"],
+    help_flags=["--help", "-h"],
+    help_format="plaintext",
+    help_epilogue="Exit codes: 0 done, 1 error, 2 usage, 3 rolled back or aborted, 4 waits for approval, 5 time ran out.",
+)
+
+_COMMANDS = {
+    "up": ("controller.cli.run:up", "Start everything on this machine: Postgres, Prometheus, Prefect, console, guard."),
+    "demo": ("controller.cli.run:demo", "Watch rollouts end to end: a good candidate, a slow one, a failing one, a silent one."),
+    "start": ("controller.cli.rollouts:start", "Start a rollout from a rollout.yaml."),
+    "list": ("controller.cli.rollouts:list_", "Rollouts, newest first."),
+    "get": ("controller.cli.rollouts:get", "Where a rollout stands; -w goes on watching."),
+    "why": ("controller.cli.rollouts:why", "Why traffic moved, or did not: the sentence, the numbers, the queries."),
+    "history": ("controller.cli.rollouts:history", "Every row of a rollout's audit log."),
+    "approve": ("controller.cli.rollouts:approve", "Say yes to the phase a rollout waits to enter."),
+    "pause": ("controller.cli.rollouts:pause", "Raise nothing until resumed; lowering stays armed."),
+    "resume": ("controller.cli.rollouts:resume", "Let a paused rollout go on; its phase bakes anew."),
+    "rollback": ("controller.cli.rollouts:rollback", "Bring the candidate back to 0% now."),
+    "abort": ("controller.cli.rollouts:abort", "Call a rollout off, whatever the candidate is like; 0% now."),
+    "flags": ("controller.cli.flags:flags", "The flags themselves: list, kill, unkill."),
+    "lint": ("controller.cli.checks:lint", "Check a rollout.yaml: every problem with file, line and column."),
+    "tick": ("controller.cli.checks:tick", "One gate check, without Prefect."),
+    "guard": ("controller.cli.run:guard", "The loop that looks every few seconds and only lowers; delivers notices."),
+    "serve": ("controller.cli.run:serve", "The HTTP door: flags for routers at /flags/v1, health."),
+    "router": ("controller.cli.run:router", "The model router, the data plane."),
+    "migrate": ("controller.cli.checks:migrate", "Bring the database to this release's schema."),
+    "doctor": ("controller.cli.checks:doctor", "Try every connection and say what is wrong and where."),
+}
+for _name, (_path, _help) in _COMMANDS.items():
+    if _name == "flags":
+        app.command(_path, name=_name)
+    else:
+        app.command(_path, name=_name, help=_help)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """One command; returns its exit code and never lets a traceback through for anything that a user can cause."""
+    try:
+        result = app(argv, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        return 2  # cyclopts has said what is wrong
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as exc:
+        return _failed(exc)
+    return result if isinstance(result, int) else 0
+
+
+def _failed(exc: Exception) -> int:
+    from controller.commands import CommandRefused
+    from controller.core.rollout import LogError
+    from controller.ports import PortError
+    from controller.settings import SettingsError
+    from services.errors import ServiceError
+    from specfile import SpecError
+
+    if not isinstance(exc, CommandRefused | LogError | PortError | SettingsError | ServiceError | SpecError):
+        raise exc
+    print(f"penstock: {exc}" if not isinstance(exc, SpecError) else str(exc), file=sys.stderr)  # noqa: T201  # the command line's voice
+    return 1
+
+
+if __name__ == "__main__":
+    main()

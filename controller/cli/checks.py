@@ -1,0 +1,173 @@
+"""The commands that check: lint, tick, migrate, doctor."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from controller.cli import describe
+from controller.cli.output import Output, console, errors, print_json, print_rows
+from controller.cli.rollouts import opened, resolve
+from controller.settings import Settings, SettingsError, load
+
+
+def lint(file: Path, *, output: Output = "table") -> int:
+    """
+    Check a rollout.yaml; every problem with file, line and column. Needs no service.
+
+    Args:
+        file: The rollout.yaml.
+    """
+    from controller.codec import plan_digest
+    from controller.spec import read
+    from specfile import SpecError
+
+    try:
+        spec = read(file)
+    except SpecError as exc:
+        if output == "json":
+            problems = [{"path": p.path, "line": p.line, "column": p.column, "text": p.text} for p in exc.problems]
+            print_json({"file": str(file), "ok": False, "problems": problems})
+        else:
+            errors.print(str(exc), soft_wrap=True, markup=False)
+        return 1
+    plan, kept = spec.to_plan(), sorted(spec.kept_for_later())
+    if output == "json":
+        print_json({"file": str(file), "ok": True, "plan_digest": plan_digest(plan), "kept_for_later": kept})
+        return 0
+    steps = " > ".join(f"{p.name} {p.weight / 1000:g}%" for p in plan.phases)
+    console.print(f"{file}: ok, {len(plan.gates)} gates, {steps}", soft_wrap=True, markup=False)
+    for part in kept:
+        errors.print(f"note: {part} is valid and kept, but this release does not act on it yet", soft_wrap=True)
+    return 0
+
+
+def tick(
+    rollout_id: Annotated[str | None, Parameter(help="One rollout; default: all active ones")] = None,
+    *,
+    force: Annotated[bool, Parameter(help="Check although no check is due")] = False,
+    dry_run: Annotated[bool, Parameter(help="Print the decision without committing it")] = False,
+    output: Output = "table",
+) -> int:
+    """One gate check, without Prefect: what the schedule does every quarter of an hour."""
+    from controller.sweep import sweep
+    from controller.tick import tick as look
+
+    rows: list[dict[str, Any]] = []
+    with opened() as (controller, _):
+        ports = controller.ports
+        only = (resolve(ports, rollout_id),) if rollout_id is not None else ()
+        if dry_run:
+            for name in only or ports.index.active():
+                seen = look(name, ports, ports.audit.now(), may_raise=True, force=True, dry_run=True)
+                rows.append(_row(name, "dry_run", seen))
+        else:
+            for swept in sweep(ports, may_raise=True, only=only, force=force):
+                outcome = swept.tick.outcome.value if swept.tick is not None else "failed"
+                rows.append(_row(swept.rollout_id, outcome, swept.tick, swept.error))
+    print_rows(rows, ("rollout_id", "outcome", "decision", "standing", "text"), output)
+    return 1 if any(r["outcome"] == "failed" for r in rows) else 0
+
+
+def _row(rollout_id: str, outcome: str, seen: Any, error: str = "") -> dict[str, Any]:
+    decision = None if seen is None else seen.decision
+    return {
+        "rollout_id": rollout_id,
+        "outcome": outcome,
+        "decision": None if decision is None else decision.kind,
+        "why": None if decision is None else decision.why.value,
+        "standing": None if seen is None else describe.standing(seen.rollout),
+        "text": error or (decision.text if decision is not None else ""),
+        "gates": [] if seen is None else [describe.gate_row(r) for r in seen.results],
+    }
+
+
+def migrate(*, output: Output = "table") -> int:
+    """Bring the database that PENSTOCK_DATABASE_URL names to this release's schema; run it as the tables' owner."""
+    from controller.adapters.postgres import migrate as schema
+
+    settings = load()
+    if settings.database_url is None:
+        raise SettingsError("no database: set PENSTOCK_DATABASE_URL to the address of the tables' owner")
+    applied = schema.upgrade(settings.database_url)
+    if output == "json":
+        print_json({"applied": applied, "current": schema.current(settings.database_url)})
+    else:
+        console.print(f"applied {', '.join(applied)}" if applied else "nothing to do", soft_wrap=True)
+    return 0
+
+
+def doctor(*, output: Output = "table") -> int:
+    """Try every connection and say what is wrong and where; exit code 1 if anything that is needed does not answer."""
+    settings = load()
+    checks: list[tuple[str, Callable[[Settings], str]]] = [
+        ("database", _database),
+        ("prometheus", _prometheus),
+        ("prefect", _prefect),
+        ("flags", _flags),
+        ("slack", _slack),
+    ]
+    rows = []
+    for name, check in checks:
+        try:
+            rows.append({"what": name, "ok": True, "seen": check(settings)})
+        except Exception as exc:  # whatever a connection does, doctor says it and goes on with the next
+            rows.append({"what": name, "ok": False, "seen": str(exc).strip() or type(exc).__name__})
+    if output == "table":
+        rows = [{**r, "ok": "ok" if r["ok"] else "FAILED"} for r in rows]
+    print_rows(rows, ("what", "ok", "seen"), output)
+    return 0 if all(r["ok"] in (True, "ok") for r in rows) else 1
+
+
+def _database(settings: Settings) -> str:
+    from controller.adapters.postgres import open_engine
+    from controller.adapters.postgres.tables import SCHEMA_REVISION
+
+    if settings.database_url is None:
+        raise SettingsError("not named and not running: `penstock up` starts one, PENSTOCK_DATABASE_URL names one")
+    open_engine(settings.database_url).dispose()
+    return f"schema {SCHEMA_REVISION}"
+
+
+def _prometheus(settings: Settings) -> str:
+    from controller.adapters.prometheus import PrometheusSource
+
+    if settings.prometheus_url is None:
+        raise SettingsError("not named and not running: `penstock up` starts one, PENSTOCK_PROMETHEUS_URL names one")
+    return f"{PrometheusSource(settings.prometheus_url, timeout_s=5).probe()} at {settings.prometheus_url}"
+
+
+def _prefect(settings: Settings) -> str:
+    import httpx
+
+    if settings.prefect_api_url is None:
+        raise SettingsError("not named and not running: `penstock up` starts one, PREFECT_API_URL names one")
+    try:
+        answer = httpx.get(f"{settings.prefect_api_url}/health", timeout=5)
+    except httpx.HTTPError as exc:
+        raise SettingsError(f"{settings.prefect_api_url} does not answer: {exc}") from exc
+    if answer.status_code != 200:
+        raise SettingsError(f"{settings.prefect_api_url}/health answered {answer.status_code}")
+    return f"healthy at {settings.prefect_api_url}"
+
+
+def _flags(settings: Settings) -> str:
+    import httpx
+
+    url = f"http://{settings.listen}/readyz"
+    try:
+        answer = httpx.get(url, timeout=5)
+    except httpx.HTTPError as exc:
+        raise SettingsError(f"`penstock serve` does not answer at {url}: {exc}") from exc
+    if answer.status_code != 200:
+        raise SettingsError(f"{url} answered {answer.status_code}: {answer.text[:200]}")
+    return f"served at http://{settings.listen}/flags/v1"
+
+
+def _slack(settings: Settings) -> str:
+    if not settings.slack_token:
+        return "not configured: notices go to the log (set PENSTOCK_SLACK_TOKEN)"
+    from controller.adapters.slack import check_token
+
+    return check_token(settings.slack_token, base_url=settings.slack_api_url)

@@ -1,0 +1,241 @@
+"""
+A rollout in words and numbers: what `list`, `get`, `why` and `history` print, and what `-o json` carries.
+
+Its one rule: everything here is computed from the audit log's rows alone.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from controller.codec import event_to_json
+from controller.core.decide import votes_that_count
+from controller.core.decision import Hold
+from controller.core.gates import GateResult, pct
+from controller.core.notice import standing
+from controller.core.rollout import (
+    Abandoned,
+    Aborted,
+    Applied,
+    Approved,
+    AwaitingApproval,
+    Baking,
+    Decided,
+    Entry,
+    Opened,
+    Paused,
+    Promoted,
+    RolledBack,
+    Rollout,
+)
+
+
+def state_name(rollout: Rollout) -> str:
+    """pending, baking, awaiting_approval, paused, moving, promoted, rolled_back or aborted."""
+    name = type(rollout.state).__name__
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+def summary(rollout: Rollout) -> dict[str, Any]:
+    plan = rollout.plan
+    return {
+        "rollout_id": rollout.id,
+        "state": state_name(rollout),
+        "standing": standing(rollout),
+        "environment": plan.environment,
+        "flag": plan.flag,
+        "baseline": plan.baseline.model,
+        "candidate": plan.candidate.model,
+        "weight": rollout.weights.live / 100_000,
+        "exposed_requests": None if rollout.exposure is None else round(rollout.exposure),
+        "opened_at": stamp(rollout.opened_at),
+        "opened_by": rollout.requester,
+    }
+
+
+def detail(rollout: Rollout, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Where it stands, what was last decided and what comes next."""
+    last = last_decision(entries)
+    return {
+        **summary(rollout),
+        "phases": phases(rollout, entries),
+        "last_decision": None if last is None else decision_row(last),
+        "next": upcoming(rollout, entries),
+        "gates": [] if last is None else [gate_row(r) for r in _results(last)],
+        "plan_digest": rollout.plan_digest,
+        "audit_rows": len(entries),
+    }
+
+
+def phases(rollout: Rollout, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The plan's phases with when each began and how long it lasted; None for what has not happened."""
+    begun: dict[int, datetime] = {}
+    ended: dict[int, datetime] = {}
+    decided = {e.event.decision_id: e.event.decision for e in entries if isinstance(e.event, Decided)}
+    current: int | None = None
+    for entry in entries:
+        if not isinstance(entry.event, Applied):
+            continue
+        decision = decided[entry.event.decision_id]
+        if decision.kind == "resume":
+            continue
+        if current is not None:
+            ended[current] = entry.at
+        current = decision.phase if decision.kind == "advance" else None
+        if current is not None:
+            begun[current] = entry.at
+    rows = []
+    for i, phase in enumerate(rollout.plan.phases):
+        seconds = (ended[i] - begun[i]).total_seconds() if i in ended else None
+        rows.append(
+            {
+                "name": phase.name,
+                "mode": phase.mode.value,
+                "traffic": phase.weight / 100_000,
+                "bake_s": phase.bake.total_seconds(),
+                "started_at": stamp(begun.get(i)),
+                "seconds": seconds,
+                "current": rollout.phase == i and i in begun,
+            }
+        )
+    return rows
+
+
+def upcoming(rollout: Rollout, entries: Sequence[Entry]) -> str:
+    """What happens next, and when."""
+    plan, state = rollout.plan, rollout.state
+    every = int(plan.policy.every.total_seconds())
+    match state:
+        case Promoted() | RolledBack() | Aborted():
+            return "nothing: the rollout has ended"
+        case Paused():
+            return "a person resumes, rolls back or aborts it; breaches still lower the flag"
+        case AwaitingApproval(entering=entering):
+            approval = plan.phases[entering].approval
+            assert approval is not None
+            given = len(votes_that_count(approval, state.votes, rollout.requester, entries[-1].at))
+            return f"{approval.count - given} of {approval.count} approvals from {' or '.join(approval.groups)} are missing"
+        case Baking(phase=phase, since=since):
+            baked = since + plan.phases[phase].bake
+            then = plan.phases[phase + 1].name if phase + 1 < len(plan.phases) else "promotion"
+            return f"{then} at the first gate check after {baked:%H:%M:%S} UTC that passes (checks every {every} s)"
+        case _:
+            return f"the next gate check (every {every} s)"
+
+
+def last_decision(entries: Sequence[Entry], *, moved: bool = False) -> Entry | None:
+    """The last Decided row; with `moved` the last one that was more than a hold, if there is one."""
+    rows = [e for e in entries if isinstance(e.event, Decided)]
+    strong = [e for e in rows if isinstance(e.event, Decided) and not isinstance(e.event.decision, Hold)]
+    if moved and strong:
+        return strong[-1]
+    return rows[-1] if rows else None
+
+
+def decision_row(entry: Entry) -> dict[str, Any]:
+    event = entry.event
+    assert isinstance(event, Decided)
+    return {
+        "seq": entry.seq,
+        "at": stamp(entry.at),
+        "actor": entry.actor,
+        "kind": event.decision.kind,
+        "why": event.decision.why.value,
+        "text": event.decision.text,
+        "weight_before": event.weights_before.live / 100_000,
+        "weight_after": event.weights_after.live / 100_000,
+    }
+
+
+def gate_row(result: GateResult) -> dict[str, Any]:
+    return {
+        "gate": result.gate,
+        "verdict": result.verdict.value,
+        "observed": result.observed,
+        "limit": result.limit,
+        "interval": result.interval,
+        "n": result.n,
+        "n_baseline": result.n_baseline,
+        "mode": result.mode.value,
+        "reason": result.reason,
+    }
+
+
+def explanation(rollout: Rollout, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Why: the decision that last moved traffic, or the last hold; its sentence, its gates, its queries."""
+    entry = last_decision(entries, moved=rollout.ended) or None
+    if entry is None:
+        return {"rollout_id": rollout.id, "sentence": "nothing has been decided yet", "gates": [], "queries": []}
+    event = entry.event
+    assert isinstance(event, Decided)
+    return {
+        "rollout_id": rollout.id,
+        "standing": standing(rollout),
+        "sentence": sentence(entry, entries),
+        "decision": decision_row(entry),
+        "exposed_requests": None if rollout.exposure is None else round(rollout.exposure),
+        "gates": [gate_row(r) for r in event.observed.results],
+        "queries": queries(entry),
+        "next": upcoming(rollout, entries),
+    }
+
+
+def sentence(entry: Entry, entries: Sequence[Entry]) -> str:
+    """One sentence a person understands: what was done, when, why, and how long after the phase began."""
+    event = entry.event
+    assert isinstance(event, Decided)
+    what = {
+        "advance": "advanced",
+        "promote": "promoted",
+        "hold": "held",
+        "pause": "paused",
+        "resume": "resumed",
+        "roll_back": "rolled back",
+        "abort": "aborted",
+    }[event.decision.kind]
+    begun = [e.at for e in entries if isinstance(e.event, Applied) and e.seq < entry.seq]
+    after = f", {(entry.at - begun[-1]).total_seconds():.0f} s after the last change" if begun else ""
+    exposed = "" if event.observed.exposure is None else f", {event.observed.exposure:.0f} users' requests exposed so far"
+    return f"{what} by {entry.actor} at {stamp(entry.at)}{after}{exposed}: {event.decision.text}"
+
+
+def queries(entry: Entry) -> list[dict[str, Any]]:
+    """Each distinct question of a row, with the gates that rest on it."""
+    event = entry.event
+    assert isinstance(event, Decided)
+    found: dict[tuple[str, datetime], dict[str, Any]] = {}
+    for gate, measurement in event.observed.measurements:
+        for e in measurement.evidence:
+            row = found.setdefault((e.query, e.at), {"query": e.query, "at": stamp(e.at), "digest": e.digest, "note": e.note, "gates": []})
+            row["gates"].append(gate)
+    return list(found.values())
+
+
+def history_row(entry: Entry) -> dict[str, Any]:
+    match entry.event:
+        case Opened(plan=plan):
+            kind, text = "opened", f"{plan.baseline.model} to {plan.candidate.model} on flag {plan.flag} in {plan.environment}"
+        case Decided(decision=decision):
+            kind, text = f"decided {decision.kind}", decision.text
+        case Applied(decision_id=decision_id, weights=weights, flag_version=version):
+            kind, text = "applied", f"{decision_id}: flag at {pct(weights.live / 100_000)}, version {version}"
+            if weights.shadow:
+                text += f", {pct(weights.shadow / 100_000)} mirrored"
+        case Abandoned(text=reason):
+            kind, text = "abandoned", reason
+        case Approved(entering=entering, groups=groups):
+            kind, text = "approved", f"entering phase {entering} as {', '.join(groups)}"
+    return {"seq": entry.seq, "at": stamp(entry.at), "actor": entry.actor, "kind": kind, "text": text}
+
+
+def history_json(entry: Entry) -> dict[str, Any]:
+    """The row with its whole event, evidence included."""
+    return {**history_row(entry), "event": event_to_json(entry.event)}
+
+
+def stamp(at: datetime | None) -> str | None:
+    return None if at is None else at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _results(entry: Entry) -> tuple[GateResult, ...]:
+    return entry.event.observed.results if isinstance(entry.event, Decided) else ()

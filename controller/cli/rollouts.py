@@ -1,0 +1,230 @@
+"""The commands about one rollout, and the list of all."""
+
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.live import Live
+
+from controller import codec, commands
+from controller.cli import describe
+from controller.cli.output import Output, console, errors, print_json, print_rows
+from controller.cli.screen import screen
+from controller.core.rollout import Rollout, replay
+from controller.ports import Ports, UnknownRollout
+from controller.settings import Settings, load
+from controller.spec import read
+from controller.wiring import Controller, open_controller
+
+Id = Annotated[str, Parameter(help="The rollout's id, or the beginning of it")]
+Reason = Annotated[str, Parameter(help="Goes into the audit log")]
+Actor = Annotated[str | None, Parameter(help="Who acts; default: PENSTOCK_ACTOR or the login name")]
+
+EXIT_ROLLED_BACK, EXIT_WAITS, EXIT_TIMEOUT = 3, 4, 5
+
+
+@contextmanager
+def opened() -> Iterator[tuple[Controller, Settings]]:
+    settings = load()
+    with open_controller(settings) as controller:
+        yield controller, settings
+
+
+def resolve(ports: Ports, rollout_id: str) -> str:
+    """The one rollout whose id is, or begins with, what was typed. Raises UnknownRollout."""
+    known = ports.index.known(1000)
+    if rollout_id in known:
+        return rollout_id
+    found = [i for i in known if i.startswith(rollout_id)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise UnknownRollout(f"no rollout {rollout_id!r}; `penstock list` shows them")
+    raise UnknownRollout(f"{rollout_id!r} begins {len(found)} rollouts: {', '.join(found[:5])}")
+
+
+def start(file: Path, *, key: str | None = None, actor: Actor = None, dry_run: bool = False, output: Output = "table") -> int:
+    """
+    Start a rollout from a rollout.yaml.
+
+    Args:
+        file: The rollout.yaml.
+        key: The same key finds the rollout that it started before, so a script may be run twice.
+        dry_run: Check everything, start nothing.
+    """
+    spec = read(file)
+    plan = spec.to_plan()
+    with opened() as (controller, settings):
+        who = actor or settings.actor
+        if dry_run:
+            commands.check_start(plan, controller.ports)
+            errors.print(f"{file}: could start now")
+            return 0
+        rollout = commands.start(plan, codec.plan_digest(plan), controller.ports, actor=who, key=key or str(uuid.uuid4()))
+        _say(rollout, controller.ports, output)
+    for part in spec.kept_for_later():
+        errors.print(f"note: {part} is kept in the audit log, but this release does not act on it yet")
+    return 0
+
+
+def list_(*, all_: Annotated[bool, Parameter(name=["--all", "-a"], help="Ended rollouts too")] = False, output: Output = "table") -> int:
+    """Rollouts, newest first."""
+    with opened() as (controller, _):
+        ids = controller.ports.index.known(100) if all_ else list(reversed(controller.ports.index.active()))
+        rows = [describe.summary(replay(controller.ports.audit.entries(i))) for i in ids]
+    if not rows and output == "table":
+        errors.print("no rollouts" if all_ else "no active rollouts; --all shows those that have ended")
+        return 0
+    print_rows(rows, ("rollout_id", "standing", "candidate", "environment", "flag", "exposed_requests", "opened_at", "opened_by"), output)
+    return 0
+
+
+def get(
+    rollout_id: Id,
+    *,
+    watch: Annotated[bool, Parameter(name=["--watch", "-w"], help="Go on until it ends")] = False,
+    timeout_s: Annotated[float | None, Parameter(name="--timeout", help="Seconds to watch at the longest")] = None,
+    output: Output = "table",
+) -> int:
+    """Where a rollout stands, what was decided last and what comes next."""
+    with opened() as (controller, _):
+        name = resolve(controller.ports, rollout_id)
+        if not watch:
+            entries = controller.ports.audit.entries(name)
+            rollout = replay(entries)
+            if output == "json":
+                print_json(describe.detail(rollout, entries))
+            else:
+                console.print(screen(describe.detail(rollout, entries)))
+            return _code(rollout)
+        return _watch(controller.ports, name, timeout_s, output)
+
+
+def _watch(ports: Ports, name: str, timeout_s: float | None, output: str) -> int:
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    seen = 0
+    live = Live(console=console, auto_refresh=False) if output == "table" and sys.stdout.isatty() else None
+    if live is not None:
+        live.start()
+    try:
+        while True:
+            entries = ports.audit.entries(name)
+            rollout = replay(entries)
+            if live is not None:
+                live.update(screen(describe.detail(rollout, entries)), refresh=True)
+            else:
+                for entry in entries[seen:]:
+                    row = describe.history_row(entry)
+                    if output == "json":
+                        print_json(row)
+                    else:
+                        console.print(f"{row['at']}  {row['actor']:<12} {row['kind']:<18} {row['text']}", soft_wrap=True)
+            seen = len(entries)
+            if rollout.ended:
+                return _code(rollout)
+            if deadline is not None and time.monotonic() > deadline:
+                return EXIT_TIMEOUT
+            time.sleep(1.0)
+    finally:
+        if live is not None:
+            live.stop()
+
+
+def why(rollout_id: Id, *, output: Output = "table") -> int:
+    """Why traffic moved, or did not: the sentence, the numbers, the queries."""
+    with opened() as (controller, _):
+        entries = controller.ports.audit.entries(resolve(controller.ports, rollout_id))
+    told = describe.explanation(replay(entries), entries)
+    if output == "json":
+        print_json(told)
+        return 0
+    console.print(f"[bold]{told['rollout_id']}[/bold]  {told.get('standing', '')}", soft_wrap=True)
+    console.print(told["sentence"], soft_wrap=True, markup=False)
+    if told["gates"]:
+        console.print()
+        rows = [{**g, "n": round(g["n"]), "interval": _interval(g["interval"])} for g in told["gates"]]
+        print_rows(rows, ("gate", "verdict", "observed", "limit", "interval", "n", "reason"), "table")
+    for query in told["queries"]:
+        console.print(f"\n[dim]{query['at']}  {', '.join(query['gates'])}[/dim]", soft_wrap=True)
+        console.print(query["query"], soft_wrap=True, markup=False)
+        if query["note"]:
+            console.print(f"  {query['note']}", soft_wrap=True, markup=False)
+    if "next" in told:
+        console.print(f"\nnext: {told['next']}", soft_wrap=True, markup=False)
+    return 0
+
+
+def history(rollout_id: Id, *, output: Output = "table") -> int:
+    """Every row of a rollout's audit log; `-o json` with the whole evidence."""
+    with opened() as (controller, _):
+        entries = controller.ports.audit.entries(resolve(controller.ports, rollout_id))
+    rows = (describe.history_json(e) if output == "json" else describe.history_row(e) for e in entries)
+    print_rows(rows, ("seq", "at", "actor", "kind", "text"), output)
+    return 0
+
+
+def approve(
+    rollout_id: Id,
+    *,
+    group: Annotated[tuple[str, ...], Parameter(help="The group you approve as; default: PENSTOCK_GROUPS")] = (),
+    actor: Actor = None,
+    output: Output = "table",
+) -> int:
+    """Say yes to the phase that a rollout waits to enter; the next gate check acts on it."""
+    with opened() as (controller, settings):
+        name = resolve(controller.ports, rollout_id)
+        who, groups = actor or settings.actor, group or settings.groups
+        _say(commands.approve(name, controller.ports, actor=who, groups=tuple(groups)), controller.ports, output)
+    return 0
+
+
+def pause(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
+    """Raise nothing until resumed; lowering stays armed."""
+    with opened() as (controller, settings):
+        name = resolve(controller.ports, rollout_id)
+        _say(commands.pause(name, controller.ports, actor=actor or settings.actor, reason=reason), controller.ports, output)
+    return 0
+
+
+def resume(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
+    """Let a paused rollout go on; its weight is set again and its phase bakes anew."""
+    with opened() as (controller, settings):
+        name = resolve(controller.ports, rollout_id)
+        _say(commands.resume(name, controller.ports, actor=actor or settings.actor, reason=reason), controller.ports, output)
+    return 0
+
+
+def rollback(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
+    """Bring the candidate back to 0% now, because of the candidate."""
+    with opened() as (controller, settings):
+        name = resolve(controller.ports, rollout_id)
+        _say(commands.roll_back(name, controller.ports, actor=actor or settings.actor, reason=reason), controller.ports, output)
+    return 0
+
+
+def abort(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
+    """Call the rollout off, whatever the candidate is like; 0% now."""
+    with opened() as (controller, settings):
+        name = resolve(controller.ports, rollout_id)
+        _say(commands.abort(name, controller.ports, actor=actor or settings.actor, reason=reason), controller.ports, output)
+    return 0
+
+
+def _say(rollout: Rollout, ports: Ports, output: str) -> None:
+    if output == "json":
+        print_json(describe.detail(rollout, ports.audit.entries(rollout.id)))
+    else:
+        console.print(f"{rollout.id}: {describe.summary(rollout)['standing']}", soft_wrap=True)
+
+
+def _code(rollout: Rollout) -> int:
+    return {"rolled_back": EXIT_ROLLED_BACK, "aborted": EXIT_ROLLED_BACK, "awaiting_approval": EXIT_WAITS}.get(describe.state_name(rollout), 0)
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"

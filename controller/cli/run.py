@@ -1,0 +1,89 @@
+"""The commands that run until they are stopped: up, serve, guard, router; and the demo."""
+
+import os
+import signal
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from controller.settings import SettingsError, load
+from specfile import parse_duration
+
+
+def up(
+    *,
+    router: Annotated[Path | None, Parameter(help="Run a router with this router.yaml as well")] = None,
+    prefect: Annotated[bool, Parameter(help="Run Prefect's server and the flows")] = True,
+) -> int:
+    """
+    Start everything on this machine and stay until Ctrl-C: Postgres, Prometheus, Prefect, the flag door, the guard.
+
+    A service whose address is in the environment (PENSTOCK_DATABASE_URL, PENSTOCK_PROMETHEUS_URL, PREFECT_API_URL) is used and not
+    started.
+    """
+    from controller.cli.up import up as run
+
+    return run(load(), router=router, prefect=prefect)
+
+
+def demo(
+    *,
+    scenario: Annotated[Literal["good", "slow", "errors", "silent", "all"], Parameter(help="Which candidate to watch")] = "all",
+    seed: Annotated[int, Parameter(help="Of users, traffic and the simulated provider")] = 1,
+    trace: Annotated[Path | None, Parameter(help="Arrivals to replay: a CSV with TIMESTAMP,ContextTokens,GeneratedTokens")] = None,
+    speed: Annotated[float | None, Parameter(help="How many times faster than it happened")] = None,
+    keep: Annotated[bool, Parameter(help="Keep everything running afterwards, to look around")] = False,
+    home: Annotated[Path | None, Parameter(help="Where the demo keeps its data")] = None,
+    output: Annotated[Literal["live", "json"], Parameter(name=["--output", "-o"])] = "live",
+) -> int:
+    """Watch rollouts end to end on real parts: a good candidate, a slow one, a failing one, a silent one. Needs nothing running."""
+    from controller.cli.demo import run_demo
+
+    return run_demo(scenario, seed=seed, trace=trace, speed=speed, output=output, keep=keep, home=home)
+
+
+def router(*, config: Annotated[Path, Parameter(help="The router.yaml")], listen: str | None = None) -> int:
+    """The model router, the data plane: OpenAI-compatible, obeys flags, needs neither database nor Prefect."""
+    # This process becomes the router; it does not import it: the planes do not know each other.
+    os.execv(sys.executable, [sys.executable, "-m", "router", "--config", str(config), *(("--listen", listen) if listen else ())])
+
+
+def serve(*, listen: Annotated[str | None, Parameter(help="host:port; default: PENSTOCK_LISTEN")] = None) -> int:
+    """The HTTP door: flags for routers at /flags/v1, /healthz and /readyz."""
+    from controller.console.app import run
+
+    settings = load()
+    return run(settings, listen or settings.listen)
+
+
+def guard(
+    *,
+    every: Annotated[str | None, Parameter(help="Time between looks, such as 15s; default: the shortest guard_every of the plans")] = None,
+    mail: Annotated[bool, Parameter(help="Deliver notices as well")] = True,
+) -> int:
+    """Look at every active rollout every few seconds and lower at a breach; deliver notices beside it."""
+    from controller import guard as loop
+    from controller.wiring import open_controller
+
+    pause: timedelta | None = None
+    if every is not None:
+        try:
+            pause = parse_duration(every)
+        except ValueError as exc:
+            raise SettingsError(f"--every: {exc}") from exc
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with open_controller(load()) as controller:
+        postman = None
+        if mail:
+            postman = threading.Thread(target=loop.mail, args=(controller.outbox, controller.notifier, stop), name="mail", daemon=True)
+            postman.start()
+        loop.guard(controller.ports, pause, stop)
+        if postman is not None:
+            postman.join(timeout=10)
+    return 0

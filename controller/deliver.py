@@ -1,0 +1,112 @@
+"""
+The outbox, emptied: each due notice to the notifier, in order, and what became of it back to the outbox.
+
+It stands beside `tick`: decisions write notices, this sends them, and neither waits for the other. Its one rule: at least once and in
+order within a rollout. A letter is marked done only after the notifier took it, and none overtakes an earlier one of its rollout.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from controller.core.notice import Level
+from controller.ports import Letter, Notifier, NotifierRefused, NotifierUnavailable, Outbox
+
+PAUSE_S = 1.2
+"""Between two letters to one channel: Slack takes about one message a second (docs.slack.dev/apis/web-api/rate-limits)."""
+
+FAILURES_MAX = 3
+"""After so many failures in one round the notifier is taken to be down; the rest waits for the next round instead of for its timeouts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivered:
+    """
+    What one round came to, in letters.
+
+    Args:
+        sent: Taken by the notifier.
+        failed: To be tried again.
+        refused: Never to be tried again.
+        merged: Done without being sent, because a later letter of the same rollout says it anew.
+    """
+
+    sent: int = 0
+    failed: int = 0
+    refused: int = 0
+    merged: int = 0
+
+
+@dataclass(slots=True)
+class Pace:
+    """
+    Keeps letters to one channel apart; keep one of these over all rounds of a process.
+
+    Args:
+        pause_s: Least time between two letters.
+        clock: Monotonic seconds.
+        sleep: Waits for so many seconds.
+    """
+
+    pause_s: float = PAUSE_S
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _last_s: dict[str, float] = field(default_factory=dict)
+
+    def wait(self, channel: str) -> None:
+        last_s = self._last_s.get(channel)
+        if last_s is not None and (left_s := last_s + self.pause_s - self.clock()) > 0:
+            self.sleep(left_s)
+        self._last_s[channel] = self.clock()
+
+
+def deliver(outbox: Outbox, notifier: Notifier, limit: int = 20, *, pace: Pace | None = None) -> Delivered:
+    """
+    One round: what is due now, at most `limit` letters.
+
+    Args:
+        outbox: Where letters come from.
+        notifier: Where they go.
+        limit: Letters of one round.
+        pace: Spacing; a new one for each call keeps no distance to the round before.
+
+    Raises:
+        AuditUnavailable: the outbox cannot be read or written. What was sent but not marked comes again; notifiers know it by its id.
+    """
+    pace = pace or Pace()
+    sent = failed = refused = merged = 0
+    waiting: set[str] = set()
+    letters = outbox.due(limit)
+    superseded = _superseded(letters)
+    for letter in letters:
+        if letter.notice.rollout_id in waiting:
+            continue
+        if letter.id in superseded:
+            outbox.done(letter)
+            merged += 1
+            continue
+        pace.wait(letter.notice.channel)
+        try:
+            notifier.deliver(letter)
+        except NotifierUnavailable as exc:
+            outbox.failed(letter, str(exc), exc.retry_after_s, final=False)
+            waiting.add(letter.notice.rollout_id)
+            failed += 1
+            # A pause that the other side named is meant for all that comes from us.
+            if exc.retry_after_s is not None or failed >= FAILURES_MAX:
+                break
+        except NotifierRefused as exc:
+            outbox.failed(letter, str(exc), None, final=True)
+            refused += 1
+        else:
+            outbox.done(letter)
+            sent += 1
+    return Delivered(sent=sent, failed=failed, refused=refused, merged=merged)
+
+
+def _superseded(letters: Sequence[Letter]) -> set[int]:
+    """INFO letters that a later one of their rollout follows: every letter refreshes the rollout's message, so the last one is enough."""
+    newest: dict[str, int] = {}
+    for letter in letters:
+        newest[letter.notice.rollout_id] = letter.id
+    return {x.id for x in letters if x.notice.level is Level.INFO and newest[x.notice.rollout_id] != x.id}

@@ -1,0 +1,34 @@
+"""Databases for tests: one server for a test session, one fresh database for each test, copied from a migrated template."""
+
+import itertools
+from pathlib import Path
+
+import psycopg
+
+from controller.adapters.postgres.connect import create_database
+from controller.adapters.postgres.migrate import upgrade
+from services.postgres import EmbeddedPostgres
+
+
+class Databases:
+    """Hands out databases of one embedded server."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.server = EmbeddedPostgres(data_dir, durable=False)
+        self._numbers = itertools.count(1)
+        self._template: str | None = None
+
+    def empty(self) -> str:
+        """The owner's URL of a database without tables."""
+        name = f"test_{next(self._numbers)}"
+        return create_database(self.server.url, name)
+
+    def migrated(self) -> str:
+        """The owner's URL of a database with all tables."""
+        if self._template is None:
+            upgrade(create_database(self.server.url, "template_penstock"))
+            self._template = "template_penstock"
+        name = f"test_{next(self._numbers)}"
+        with psycopg.connect(self.server.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy".encode())
+        return self.server.url_for(name)

@@ -1,0 +1,144 @@
+"""What every audit log, index and outbox promises, in memory and in Postgres alike."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from controller.ports import FlagHeld, Letter, NotifierRefused, SeqTaken, UnknownRollout
+from tests.ports.conftest import World
+from tests.ports.events import applied, decided, hold, notice, opened, roll_back
+
+
+def drain(world: World) -> list[Letter]:
+    """Deliver whatever is due until nothing is."""
+    delivered: list[Letter] = []
+    while due := world.audit.due(10):
+        for letter in due:
+            world.audit.done(letter)
+            delivered.append(letter)
+    return delivered
+
+
+def test_a_row_comes_back_as_it_was_written(world: World) -> None:
+    first = world.audit.append(opened("r1"), None)
+    assert first.event == opened("r1").event
+    read = world.audit.entries("r1")
+    assert [(e.rollout_id, e.seq, e.actor, e.event) for e in read] == [("r1", 1, "erin", opened("r1").event)]
+    assert read[0].at == first.at
+    assert first.at.tzinfo is not None
+
+
+def test_append_returns_the_event_with_its_raw_answers(world: World) -> None:
+    world.audit.append(opened("r1"), None)
+    assert world.audit.append(decided("r1", 2), None).event == decided("r1", 2).event
+
+
+def test_rows_come_back_in_order_of_their_sequence(world: World) -> None:
+    world.audit.append(opened("r1"), None)
+    world.audit.append(opened("r2", "other-flag"), None)
+    for seq in (2, 3, 4):
+        world.audit.append(hold("r1", seq), None)
+        assert [e.seq for e in world.audit.entries("r1")] == list(range(1, seq + 1))
+
+
+def test_times_of_rows_lie_between_two_looks_at_the_same_clock(world: World) -> None:
+    before = world.audit.now()
+    at = world.audit.append(opened("r1"), None).at
+    assert before <= at <= world.audit.now()
+
+
+def test_an_unknown_rollout_is_named(world: World) -> None:
+    with pytest.raises(UnknownRollout, match="r9"):
+        world.audit.entries("r9")
+
+
+def test_a_row_is_written_once(world: World) -> None:
+    world.audit.append(opened("r1"), None)
+    world.audit.append(hold("r1", 2), notice("r1", 2, "first"))
+    with pytest.raises(SeqTaken, match="r1/2"):
+        world.audit.append(hold("r1", 2), notice("r1", 2, "second"))
+    assert len(world.audit.entries("r1")) == 2
+    assert [x.notice.text for x in drain(world)] == ["first"]
+
+
+def test_a_row_that_would_leave_a_gap_is_refused(world: World) -> None:
+    world.audit.append(opened("r1"), None)
+    with pytest.raises(SeqTaken, match="the log is at 1"):
+        world.audit.append(hold("r1", 3), None)
+    assert len(world.audit.entries("r1")) == 1
+
+
+def test_a_held_flag_is_refused_and_its_holder_named(world: World) -> None:
+    world.audit.append(opened("r1"), None)
+    with pytest.raises(FlagHeld, match=r"'chat-model' in production is held by rollout r1"):
+        world.audit.append(opened("r2"), notice("r2", 1))
+    with pytest.raises(UnknownRollout):
+        world.audit.entries("r2")
+    assert drain(world) == []
+
+
+def test_the_same_flag_of_another_environment_is_another_flag(world: World) -> None:
+    world.audit.append(opened("r1"), None)
+    world.audit.append(opened("r2", environment="staging"), None)
+    assert list(world.audit.active()) == ["r1", "r2"]
+
+
+def end(world: World, rollout_id: str) -> None:
+    last = roll_back(rollout_id, 2)
+    world.audit.append(last, None)
+    assert rollout_id in world.audit.active()
+    world.audit.append(applied(rollout_id, 3, last), None)
+
+
+def test_a_rollout_that_has_ended_gives_its_flag_back(world: World) -> None:
+    world.audit.append(opened("r1"), None)
+    end(world, "r1")
+    assert list(world.audit.active()) == []
+    world.audit.append(opened("r2"), None)
+    assert list(world.audit.active()) == ["r2"]
+
+
+def test_a_confirmed_advance_keeps_the_flag(world: World) -> None:
+    world.audit.append(opened("r1"), None)
+    advance = decided("r1", 2)
+    world.audit.append(advance, None)
+    world.audit.append(applied("r1", 3, advance), None)
+    assert list(world.audit.active()) == ["r1"]
+
+
+def test_active_rollouts_come_oldest_first_and_known_ones_newest_first(world: World) -> None:
+    for number in (3, 1, 2):
+        world.audit.append(opened(f"r{number}", f"flag-{number}"), None)
+    end(world, "r1")
+    assert list(world.audit.active()) == ["r3", "r2"]
+    assert list(world.audit.known(10)) == ["r2", "r1", "r3"]
+    assert list(world.audit.known(2)) == ["r2", "r1"]
+
+
+def test_letters_of_a_rollout_go_out_in_their_order_and_once(world: World) -> None:
+    world.audit.append(opened("r1"), notice("r1", 1))
+    for seq in (2, 3):
+        world.audit.append(hold("r1", seq), notice("r1", seq, f"row {seq}"))
+    letters = drain(world)
+    assert [x.notice for x in letters] == [notice("r1", 1), notice("r1", 2, "row 2"), notice("r1", 3, "row 3")]
+    assert len({x.id for x in letters}) == 3
+    assert world.audit.due(10) == []
+
+
+def test_a_row_without_a_notice_leaves_nothing_in_the_outbox(world: World) -> None:
+    world.audit.append(opened("r1"), None)
+    assert world.audit.due(10) == []
+
+
+def test_no_more_letters_are_handed_out_than_asked_for(world: World) -> None:
+    for number in range(3):
+        world.audit.append(opened(f"r{number}", f"flag-{number}"), notice(f"r{number}", 1))
+    assert [x.notice.rollout_id for x in world.audit.due(2)] == ["r0", "r1"]
+
+
+def test_a_refused_letter_does_not_hold_up_those_behind_it(world: World) -> None:
+    world.audit.append(opened("r1"), notice("r1", 1, "bad"))
+    world.audit.append(hold("r1", 2), notice("r1", 2, "good"))
+    first: Sequence[Letter] = world.audit.due(1)
+    world.audit.failed(first[0], str(NotifierRefused("channel_not_found")), None, final=True)
+    assert [x.notice.text for x in drain(world)] == ["good"]

@@ -1,0 +1,106 @@
+"""What every flag store promises, in memory and in Postgres alike."""
+
+import pytest
+
+from controller.ports import FlagConflict, FlagKilled, UnknownFlag
+from tests.ports.conftest import World
+from tests.ports.events import change
+
+
+def test_a_flag_that_was_never_written_is_not_there(world: World) -> None:
+    assert world.flags.read("production", "chat-model") is None
+
+
+def test_a_flag_comes_back_as_it_was_written(world: World) -> None:
+    written = world.flags.write(change(1_000, shadow=500, decision_id="r1.2.advance"), 0)
+    assert written == world.flags.read("production", "chat-model")
+    assert (written.version, written.revision, written.weight, written.shadow_weight) == (1, 1, 1_000, 500)
+    assert written.decision_id == "r1.2.advance"
+    assert written.candidate == change(0).candidate
+    assert not written.killed
+    assert written.lease is None
+
+
+def test_a_write_at_another_version_is_refused_and_changes_nothing(world: World) -> None:
+    world.flags.write(change(1_000), 0)
+    world.flags.write(change(2_000), 1)
+    for expected in (0, 1, 3):
+        with pytest.raises(FlagConflict, match="at version 2"):
+            world.flags.write(change(50_000), expected)
+    assert world.flags.read("production", "chat-model").weight == 2_000
+    with pytest.raises(FlagConflict, match="at version 0"):
+        world.flags.write(change(50_000, key="unheard-of"), 3)
+
+
+def test_refused_writes_use_up_no_revision(world: World) -> None:
+    world.flags.write(change(1_000), 0)
+    for expected in (0, 7):
+        with pytest.raises(FlagConflict):
+            world.flags.write(change(2_000), expected)
+    assert world.flags.write(change(2_000), 1).revision == 2
+
+
+def test_versions_count_each_flag_and_revisions_all_of_them(world: World) -> None:
+    world.flags.write(change(1, key="a"), 0)
+    world.flags.write(change(1, key="b"), 0)
+    last = world.flags.write(change(2, key="a"), 1)
+    assert (last.version, last.revision) == (2, 3)
+
+
+def test_a_kill_needs_no_version_and_keeps_the_weights(world: World) -> None:
+    world.flags.write(change(1_000), 0)
+    killed = world.flags.set_killed("production", "chat-model", True, actor="erin", reason="pager")
+    assert (killed.killed, killed.weight, killed.version) == (True, 1_000, 2)
+    assert killed.decision_id == "person:erin"
+    assert world.flags.read("production", "chat-model") == killed
+
+
+def test_a_raise_that_was_read_before_the_kill_loses(world: World) -> None:
+    flag = world.flags.write(change(1_000), 0)
+    world.flags.set_killed("production", "chat-model", True, actor="erin", reason="pager")
+    with pytest.raises(FlagConflict):
+        world.flags.write(change(50_000), flag.version)
+
+
+@pytest.mark.parametrize(("weight", "shadow"), [(1, 0), (0, 1), (100_000, 0)])
+def test_a_killed_flag_is_not_raised(world: World, weight: int, shadow: int) -> None:
+    world.flags.write(change(1_000), 0)
+    killed = world.flags.set_killed("production", "chat-model", True, actor="erin", reason="pager")
+    with pytest.raises(FlagKilled, match="chat-model"):
+        world.flags.write(change(weight, shadow=shadow), killed.version)
+
+
+def test_a_killed_flag_can_be_lowered_and_stays_killed(world: World) -> None:
+    world.flags.write(change(1_000), 0)
+    killed = world.flags.set_killed("production", "chat-model", True, actor="erin", reason="pager")
+    lowered = world.flags.write(change(0), killed.version)
+    assert (lowered.killed, lowered.weight) == (True, 0)
+
+
+def test_killing_twice_leaves_it_killed(world: World) -> None:
+    world.flags.write(change(1_000), 0)
+    world.flags.set_killed("production", "chat-model", True, actor="erin", reason="pager")
+    again = world.flags.set_killed("production", "chat-model", True, actor="sam", reason="pager as well")
+    assert (again.killed, again.version) == (True, 3)
+
+
+def test_un_killing_brings_no_traffic_back(world: World) -> None:
+    world.flags.write(change(1_000, shadow=500), 0)
+    world.flags.set_killed("production", "chat-model", True, actor="erin", reason="pager")
+    back = world.flags.set_killed("production", "chat-model", False, actor="erin", reason="fixed")
+    assert (back.killed, back.weight, back.shadow_weight) == (False, 0, 0)
+    assert world.flags.write(change(1_000), back.version).weight == 1_000
+
+
+def test_an_unknown_flag_cannot_be_killed(world: World) -> None:
+    for killed in (True, False):
+        with pytest.raises(UnknownFlag, match="unheard-of"):
+            world.flags.set_killed("production", "unheard-of", killed, actor="erin", reason="pager")
+
+
+def test_flags_of_another_environment_are_left_alone(world: World) -> None:
+    world.flags.write(change(1_000), 0)
+    world.flags.write(change(2_000, environment="staging"), 0)
+    world.flags.set_killed("staging", "chat-model", True, actor="erin", reason="pager")
+    assert not world.flags.read("production", "chat-model").killed
+    assert world.flags.read("production", "chat-model").weight == 1_000

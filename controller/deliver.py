@@ -18,6 +18,9 @@ PAUSE_S = 1.2
 FAILURES_MAX = 3
 """After so many failures in one round the notifier is taken to be down; the rest waits for the next round instead of for its timeouts."""
 
+ROUND_MAX_S = 30.0
+"""A round ends after that, whatever is left: letters are leased for a minute, and a lapsed lease hands them to somebody else."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
@@ -76,9 +79,12 @@ def deliver(outbox: Outbox, notifier: Notifier, limit: int = 20, *, pace: Pace |
     pace = pace or Pace()
     sent = failed = refused = merged = 0
     waiting: set[str] = set()
+    began_s = pace.clock()
     letters = outbox.due(limit)
     superseded = _superseded(letters)
     for letter in letters:
+        if pace.clock() - began_s > ROUND_MAX_S:
+            break
         if letter.notice.rollout_id in waiting:
             continue
         if letter.id in superseded:

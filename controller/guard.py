@@ -13,7 +13,7 @@ from datetime import timedelta
 import structlog
 
 from controller.core.rollout import replay
-from controller.deliver import deliver
+from controller.deliver import Pace, deliver
 from controller.ports import Notifier, Outbox, PortError, Ports
 from controller.sweep import Swept, sweep
 from controller.tick import Outcome
@@ -21,7 +21,7 @@ from controller.tick import Outcome
 log = structlog.get_logger("penstock.guard")
 
 DELIVER_EVERY_S = 1.0
-"""Between two looks into the outbox; about a message a second is what a Slack channel takes."""
+"""Between two looks into the outbox."""
 
 
 def guard(ports: Ports, every: timedelta | None, stop: threading.Event, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -51,9 +51,10 @@ def guard(ports: Ports, every: timedelta | None, stop: threading.Event, *, monot
 
 def mail(outbox: Outbox, notifier: Notifier, stop: threading.Event) -> None:
     """Deliver what is in the outbox until told to stop; runs beside the guard, so that Slack never slows a look."""
+    pace = Pace()
     while not stop.is_set():
         try:
-            deliver(outbox, notifier)
+            deliver(outbox, notifier, pace=pace)
         except PortError as exc:
             log.error("outbox_unreadable", error=f"{type(exc).__name__}: {exc}")
         except Exception:  # as above: notices wait, the loop goes on

@@ -121,7 +121,7 @@ def observe(
     measured = ports.metrics.measure(gates, scope)
     phase = rollout.plan.phases[rollout.phase or 0]
     results = tuple(
-        judge(gate, measurement, rollout.plan.policy, phase, len(rollout.plan.gates))
+        judge(gate, measurement, rollout.plan.policy, phase, len(rollout.plan.gates), now - scope.since)
         for gate, measurement in zip(gates, measured.measurements, strict=True)
     )
     named = tuple((gate.name, measurement) for gate, measurement in zip(gates, measured.measurements, strict=True))

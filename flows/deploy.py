@@ -56,7 +56,9 @@ def _schedule(deployed: Deployed, gate_every: timedelta | None) -> Schedule | No
 
 def prefect_yaml() -> dict[str, Any]:
     """The content of deployments/prefect.yaml, for `prefect deploy --all --prefect-file deployments/prefect.yaml`."""
-    return {"name": "penstock", "deployments": [_yaml_of(d) for d in DEPLOYMENTS]}
+    # Workers have penstock installed; without this step `prefect deploy` writes the folder that it was called in.
+    pull = [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
+    return {"name": "penstock", "pull": pull, "deployments": [_yaml_of(d) for d in DEPLOYMENTS]}
 
 
 def _yaml_of(deployed: Deployed) -> dict[str, Any]:

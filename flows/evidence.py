@@ -8,7 +8,7 @@ its own.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from controller.core.decision import Decision, Hold
 from controller.core.gates import GateResult, Verdict, pct
@@ -19,7 +19,8 @@ from controller.core.rollout import Applied, Decided, Entry, Paused, Promoted, R
 from specfile import format_duration
 
 BAR_CELLS = 20
-_MARK = {Verdict.PASS: "✅", Verdict.BREACH: "❌", Verdict.INSUFFICIENT: "⏳", Verdict.ERROR: "⚠️"}
+_MARK = {Verdict.PASS: "pass", Verdict.BREACH: "**BREACH**", Verdict.INSUFFICIENT: "insufficient", Verdict.ERROR: "**error**"}
+"""In words: a server in a container often has no font with pictures."""
 _ORDER = {Verdict.BREACH: 0, Verdict.ERROR: 1, Verdict.INSUFFICIENT: 2, Verdict.PASS: 3}
 
 
@@ -111,7 +112,7 @@ def table(gates: Sequence[Gate], results: Sequence[GateResult]) -> str:
         n = f"{r.n:.0f}" + (f" / {r.n_baseline:.0f}" if r.n_baseline else "")
         mode = "" if r.mode == "enforce" else f" ({r.mode.replace('_', ' ')})"
         cells = (
-            f"{_cell(r.gate)}{mode}", f"{_MARK[r.verdict]} {r.verdict}", _number(gate, r.observed), _number(gate, r.limit),
+            f"{_cell(r.gate)}{mode}", _MARK[r.verdict], _number(gate, r.observed), _number(gate, r.limit),
             interval, n, _cell(r.reason),
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
@@ -153,12 +154,20 @@ def timeline(plan: Plan, stays: Sequence[Stay], at: datetime) -> str:
     """A mermaid Gantt chart of the phases so far, in UTC."""
     if not stays:
         return "The flag has not been moved yet."
-    day = "%H:%M:%S" if (at - stays[0].since).total_seconds() < 3600 else "%d %H:%M"
-    lines = ["```mermaid", "gantt", f"    title {_mermaid(plan.name)}, UTC", "    dateFormat X", f"    axisFormat {day}"]
+    axis = "%H:%M:%S" if (at - stays[0].since).total_seconds() < 3600 else "%d %b %H:%M"
+    lines = [
+        "```mermaid",
+        '%%{init: {"theme": "dark"}}%%',  # Prefect shows code blocks on a dark ground
+        "gantt",
+        f"    title {_mermaid(plan.name)} (UTC)",
+        "    dateFormat YYYY-MM-DDTHH:mm:ss",
+        f"    axisFormat {axis}",
+    ]
     for stay in stays:
-        start = int(stay.since.timestamp())
-        end = max(int((stay.until or at).timestamp()), start + 1)
-        lines.append(f"    {_mermaid(_phase(plan.phases[stay.phase]))} :{'active' if stay.until is None else 'done'}, {start}, {end}")
+        end = max(stay.until or at, stay.since + timedelta(seconds=1))
+        kind = "active" if stay.until is None else "done"
+        name = _mermaid(_phase(plan.phases[stay.phase]))
+        lines.append(f"    {name} :{kind}, {stay.since:%Y-%m-%dT%H:%M:%S}, {end:%Y-%m-%dT%H:%M:%S}")
     return "\n".join([*lines, "```"])
 
 
@@ -188,13 +197,16 @@ def _phase_table(plan: Plan, stays: Sequence[Stay]) -> str:
         last = mine[-1] if mine else None
         stayed = "" if last is None else "here now" if last.until is None else str(last.until - last.since).split(".")[0]
         mirrored = " mirrored" if phase.shadow_weight else ""
-        rows.append(f"| {phase.name} | {phase.weight / 1000:g}%{mirrored} | {format_duration(phase.bake)} | {entered} | {stayed} |")
+        rows.append(
+            f"| {phase.name} | {phase.weight / 1000:g}%{mirrored} | {format_duration(phase.bake)} | {entered} | {stayed} |"
+        )
     return "\n".join(rows)
 
 
 def _number(gate: Gate | None, value: float | None) -> str:
     if value is None:
         return ""
+    value = round(value, 9)  # an interval from 0 is written as 0, not as 1e-17
     if isinstance(gate, RateLimit | QuantileLimit):
         return pct(value)
     if isinstance(gate, QuantileIncrease | MeanIncrease):

@@ -107,7 +107,10 @@ def gate(rollout_id: str, phase: str, model: str, force: bool, record_run: str |
             return Failed(message=swept.error)
         log.info("%s: %s", rollout_id, _said(swept))
         if swept.tick.outcome is Outcome.DECIDED:
-            with only_logged(f"{rollout_id}: the decision stands, but could not be shown"), get_client(sync_client=True) as client:
+            with (
+                only_logged(f"{rollout_id}: the decision stands, but could not be shown"),
+                get_client(sync_client=True) as client,
+            ):
                 entries = c.ports.audit.entries(rollout_id)
                 shown_by = UUID(record_run) if record_run else _run_id()
                 record.publish(client, replay(entries), entries, shown_by, UUID(str(this_task.get_id())))
@@ -198,4 +201,3 @@ def _run_id() -> UUID:
 def _id_of(runs: Mapping[str, FlowRun], rollout_id: str) -> str | None:
     run = runs.get(rollout_id)
     return None if run is None else str(run.id)
-

@@ -143,7 +143,9 @@ def _server_may_be_away() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.local", description="Run the deployments inside this one process.")
-    parser.add_argument("--every", type=every, metavar="5s", help="check gates so often, beside the schedule of each quarter of an hour")
+    parser.add_argument(
+        "--every", type=every, metavar="5s", help="check gates so often, beside the schedule of each quarter of an hour"
+    )
     options = parser.parse_args(argv)
     runner = LocalRunner(gate_every=options.every)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -140,22 +140,28 @@ def mirror(client: SyncPrefectClient, run: FlowRun, rollout: Rollout) -> bool:
         Whether there was something to change.
     """
     want = state_of(rollout, can_replay=run.deployment_id is not None)
-    have = run.state
-    if have is not None and (have.type, have.name, have.message) == (want.type, want.name, want.message):
+    if _says(run, want):
         return False
-    if not rollout.ended and have is not None and have.type in (StateType.PENDING, StateType.RUNNING) and _young(have.timestamp):
-        return False  # the run is about its own first look and pauses itself
-    if have is not None and want.type is StateType.PAUSED:
-        want.state_details = have.state_details.model_copy(update={"pause_reschedule": run.deployment_id is not None})
+    # Read again: forcing a state must not undo a cancellation that came after the runs were read.
+    run = client.read_flow_run(run.id)
+    if _says(run, want) or (not rollout.ended and (called_off(run) or _is_starting(run))):
+        return False
+    if run.state is not None and want.type is StateType.PAUSED:
+        want.state_details = run.state.state_details.model_copy(update={"pause_reschedule": run.deployment_id is not None})
     if missing := set(tags_of(rollout)) - set(run.tags):
         client.update_flow_run(run.id, tags=[*run.tags, *sorted(missing)])
     client.set_flow_run_state(run.id, want, force=True)
     return True
 
 
-def _young(at: datetime) -> bool:
-    # The record run's own clock is the Prefect server's, so no clock of ours or of Postgres is compared with it but for this guess.
-    return datetime.now(UTC) - at < STARTING
+def _says(run: FlowRun, want: State[None]) -> bool:
+    return run.state is not None and (run.state.type, run.state.name, run.state.message) == (want.type, want.name, want.message)
+
+
+def _is_starting(run: FlowRun) -> bool:
+    """Whether the run is about its own first look, after which it pauses itself."""
+    busy = run.state is not None and run.state.type in (StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING)
+    return busy and run.state is not None and datetime.now(UTC) - run.state.timestamp < STARTING
 
 
 def publish(

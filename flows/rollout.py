@@ -10,6 +10,7 @@ from uuid import UUID
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import Pause
 from prefect.runtime import flow_run as this_run
 from prefect.states import Failed
 
@@ -19,6 +20,7 @@ from controller.core.rollout import replay
 from controller.ports import PortError
 from controller.spec import RolloutSpec
 from controller.sweep import look
+from controller.tick import Outcome
 from flows import record
 from flows.context import controller
 from flows.shown import only_logged
@@ -60,6 +62,12 @@ def rollout(spec: RolloutSpec, requested_by: str = "") -> State[None]:
             log.error("the first look failed, the next gate check tries again: %s", swept.error)
         entries = c.ports.audit.entries(opened.id)
         latest = replay(entries)
-        with only_logged("the decision stands, but could not be shown"):
-            record.publish(client, latest, entries, run_id)
-    return record.state_of(latest, can_replay=run.deployment_id is not None)
+        if swept.tick is not None and swept.tick.outcome is Outcome.DECIDED:
+            with only_logged("the decision stands, but could not be shown"):
+                record.publish(client, latest, entries, run_id)
+        state = record.state_of(latest, can_replay=run.deployment_id is not None)
+        if latest.ended:
+            return state
+        # Not by force: who cancelled the run in the meantime is not overruled. Prefect's way to leave a run paused is this exception.
+        client.set_flow_run_state(run_id, state)
+        raise Pause(f"{opened.id} is on its way", state=state)

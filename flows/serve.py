@@ -26,8 +26,12 @@ def every(text: str) -> timedelta:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.serve", description="Register the deployments and run what is scheduled.")
-    parser.add_argument("--gate-every", type=every, metavar="15m", help="check gates so often; default is each quarter of an hour")
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.serve", description="Register the deployments and run what is scheduled."
+    )
+    parser.add_argument(
+        "--gate-every", type=every, metavar="15m", help="check gates so often; default is each quarter of an hour"
+    )
     options = parser.parse_args(argv)
     serve(*runner_deployments(options.gate_every), pause_on_shutdown=False)
 

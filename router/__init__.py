@@ -7,6 +7,7 @@ One request passes in this direction, and nothing calls back:
     engine     a request through its attempts: fallbacks, shadow copies, metrics
     selection  pure: route, unit, flag -> the models to try
     attempt    one upstream call: its outcome, tokens and times
+    connections  to the providers, kept open between calls
     sse, usage, errors, metrics, flags, config, logs: what these stand on
 
 Its one rule: no database, no Prefect, nothing of the controller. Whatever happens to the control plane, requests are answered.

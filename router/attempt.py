@@ -15,8 +15,10 @@ What counts as what (`router.metrics.Outcome`):
 | whole answer                                              | ok           |                  |
 | 429                                                       | rate_limited | yes              |
 | 408, or silence beyond the model's timeout                | timeout      | yes              |
-| 400, 413, 422                                             | client_error | no               |
+| 400, 413, 422                                             | client_error | see below        |
 | other statuses, connection, malformed, cut, error in 200  | error        | yes              |
+
+A refusal ends the request, but for one: the candidate's is tried on the control, and is an `error` if that answers (`engine`).
 """
 
 import asyncio
@@ -28,6 +30,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from router.connections import CONNECT_S, Connections
 from router.metrics import Outcome
 from router.sse import BUFFER_MAX, SseOverflow, SseSplitter, data_of
 from router.usage import Tokens, reported
@@ -90,14 +93,14 @@ class Failed:
     retry_after: str | None = None
 
 
-async def complete(session: aiohttp.ClientSession, target: Target, body: bytes, headers: Mapping[str, str]) -> Completed | Failed:
+async def complete(connections: Connections, target: Target, body: bytes, headers: Mapping[str, str]) -> Completed | Failed:
     """
     Args:
         body: The request, as JSON.
         headers: Of this call, beside the target's own.
     """
     try:
-        async with await _post(session, target, body, headers, target.request_s) as response:
+        async with await _post(connections, target, body, headers, target.request_s) as response:
             if response.status != 200:
                 return await _refused(response)
             return _judge(await _read(response, ANSWER_MAX), target.model)
@@ -118,14 +121,14 @@ class Stream:
     """
 
     __slots__ = (
-        "_body", "_chunks", "_done", "_headers", "_open_choices", "_response", "_session", "_splitter", "_started", "_target",
+        "_body", "_chunks", "_connections", "_done", "_headers", "_open_choices", "_response", "_splitter", "_started", "_target",
         "_usage_wanted", "failure", "finished", "head", "text_bytes", "tokens",
     )  # fmt: skip
 
     def __init__(
-        self, session: aiohttp.ClientSession, target: Target, body: bytes, headers: Mapping[str, str], usage_wanted: bool
+        self, connections: Connections, target: Target, body: bytes, headers: Mapping[str, str], usage_wanted: bool
     ) -> None:
-        self._session, self._target, self._body, self._headers = session, target, body, headers
+        self._connections, self._target, self._body, self._headers = connections, target, body, headers
         self._usage_wanted = usage_wanted
         self._splitter = SseSplitter()
         self._response: aiohttp.ClientResponse | None = None
@@ -177,7 +180,7 @@ class Stream:
                 self._response.close()
 
     async def _until_first_token(self) -> Failed | None:
-        response = await _post(self._session, self._target, self._body, self._headers, self._target.stream_s)
+        response = await _post(self._connections, self._target, self._body, self._headers, self._target.stream_s)
         self._response = response
         if response.status != 200:
             return await _refused(response)
@@ -274,12 +277,9 @@ class Stream:
 
 
 async def _post(
-    session: aiohttp.ClientSession, target: Target, body: bytes, headers: Mapping[str, str], total_s: float
+    connections: Connections, target: Target, body: bytes, headers: Mapping[str, str], total_s: float
 ) -> aiohttp.ClientResponse:
-    # ceil_threshold: aiohttp rounds longer timeouts up to whole seconds unless told otherwise.
-    timeout = aiohttp.ClientTimeout(total=total_s, ceil_threshold=1e9)
-    sent = {**target.headers, **headers}
-    return await session.post(target.url, data=body, headers=sent, timeout=timeout, allow_redirects=False)
+    return await connections.post(target.url, body, {**target.headers, **headers}, total_s)
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -319,29 +319,38 @@ async def _refused(response: aiohttp.ClientResponse) -> Failed:
     status = response.status
     detail = f"status {status}"
     if status in CLIENT_FAULTS:
-        return Failed(outcome="client_error", detail=detail, status=status, body=_error_body(await _read(response, BUFFER_MAX)))
+        body = await _read(response, BUFFER_MAX)
+        error = _error_of(body)
+        shown = None if error is None else body
+        return Failed(outcome="client_error", detail=detail + _code(error), status=status, body=shown)
     response.close()
     if status == 429:
         return Failed(outcome="rate_limited", detail=detail, status=status, retry_after=response.headers.get("Retry-After"))
     return Failed(outcome="timeout" if status == 408 else "error", detail=detail, status=status)
 
 
-def _error_body(body: bytes) -> bytes | None:
+def _error_of(body: bytes) -> dict[str, Any] | None:
+    """The error in an answer of OpenAI's shape; None if the answer has another."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
-    return body if isinstance(answer, dict) and isinstance(answer.get("error"), dict) else None
+    error = answer.get("error") if isinstance(answer, dict) else None
+    return error if isinstance(error, dict) else None
 
 
 def _code(error: Any) -> str:
-    """The provider's error code; its message may quote the prompt and stays out."""
-    code = (error.get("code") or error.get("type")) if isinstance(error, dict) else None
-    return f" ({str(code)[:60]})" if code else ""
+    """The provider's error code and the parameter at fault; its message may quote the prompt and stays out."""
+    if not isinstance(error, dict):
+        return ""
+    said = [str(part)[:60] for part in (error.get("code") or error.get("type"), error.get("param")) if part]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _broken(exc: Exception, timed_out: str) -> Failed:
     match exc:
+        case aiohttp.ConnectionTimeoutError():
+            return Failed(outcome="error", detail=f"cannot connect within {CONNECT_S:g}s")
         case TimeoutError():
             return Failed(outcome="timeout", detail=timed_out)
         case aiohttp.ClientPayloadError() | aiohttp.ServerDisconnectedError():

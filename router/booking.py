@@ -6,7 +6,7 @@ every attempt alike in the series of its model.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from router.attempt import Failed
 from router.config import RouterConfig
@@ -59,11 +59,12 @@ class Attempt:
         assigned: The model that the plan put first; False for a fallback.
     """
 
-    __slots__ = ("_key", "_ledger", "_request_bytes", "_started", "assigned", "model", "outcome")
+    __slots__ = ("_key", "_ledger", "_request_bytes", "_started", "_took_s", "assigned", "model", "outcome")
 
     def __init__(self, ledger: Ledger, key: RequestKey, model: str, request_bytes: int, assigned: bool) -> None:
         self._ledger, self._key, self._request_bytes = ledger, key, request_bytes
         self._started = time.perf_counter()
+        self._took_s: float | None = None
         self.model = model
         self.assigned = assigned
         self.outcome: Outcome | None = None
@@ -80,6 +81,10 @@ class Attempt:
             tokens = estimated(self._request_bytes, text_bytes)
         self._end(failed.outcome, tokens)
 
+    def over(self) -> None:
+        """Stops the clock of an attempt whose outcome is not known yet: it was refused, and somebody else is asked why."""
+        self._took_s = time.perf_counter() - self._started
+
     def cancelled(self, tokens: Tokens | None = None, text_bytes: int = 0) -> None:
         # The provider was at work on the input, and bills it, whether or not anybody waits for the end.
         self._end("cancelled", tokens or estimated(self._request_bytes, text_bytes))
@@ -95,7 +100,7 @@ class Attempt:
         return self._ledger.metrics.arm(key.route, key.flag, key.arm, key.model, key.streaming)
 
     def _end(self, outcome: Outcome, tokens: Tokens | None) -> None:
-        took_s = time.perf_counter() - self._started
+        took_s = time.perf_counter() - self._started if self._took_s is None else self._took_s
         ledger = self._ledger
         totals = ledger.metrics.model(self.model, ledger.providers[self.model])
         totals.duration.observe(took_s)
@@ -137,6 +142,38 @@ class Attempt:
         key = self._key
         if self.assigned:
             self._series.requests[outcome].inc()
-        elif outcome != "cancelled":
+        elif outcome not in ("cancelled", "client_error"):
+            # A fallback that refuses the request as well says something of the request, and nothing of the fallback.
             metrics = self._ledger.metrics
             metrics.fallback(key.route, key.flag, key.arm, key.model, key.streaming, self.model, outcome == "ok")
+
+
+class Refusal:
+    """
+    The candidate's refusal, until it is known whose fault it is: the request's, or the candidate's own.
+
+    A context manager: whatever ends it while nobody has said (the control failed as well, the client left, the router stops), the
+    refusal is booked as ``client_error``, which counts neither for the candidate nor against it.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held: tuple[Attempt, Failed] | None = None
+
+    def __enter__(self) -> "Refusal":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.blame(candidate=False)
+
+    def hold(self, attempt: Attempt, refused: Failed) -> None:
+        attempt.over()
+        self._held = (attempt, refused)
+
+    def blame(self, *, candidate: bool) -> None:
+        """Books the refusal, if there is one and it was not booked before."""
+        if self._held is not None:
+            attempt, refused = self._held
+            self._held = None
+            attempt.failed(replace(refused, outcome="error") if candidate else refused)

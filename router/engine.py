@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import aiohttp
 import orjson
 
 from flagspec import RouteFlag
 from router.attempt import Failed, Stream, Target, complete
-from router.booking import Attempt, Ledger, RequestKey
+from router.booking import Attempt, Ledger, Refusal, RequestKey
 from router.config import RouterConfig
+from router.connections import Connections
 from router.errors import ApiError, model_not_found
 from router.flags import FlagTable, track
 from router.logs import get_logger
@@ -77,14 +77,14 @@ class Engine:
     """
     Args:
         targets: Where each model of the configuration is served.
-        session: Of all upstream calls; the caller opens and closes it.
+        connections: To the providers; the caller opens and closes them.
     """
 
     def __init__(
         self,
         config: RouterConfig,
         targets: Mapping[str, Target],
-        session: aiohttp.ClientSession,
+        connections: Connections,
         flags: FlagTable,
         metrics: RouterMetrics,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -93,7 +93,7 @@ class Engine:
         self.ledger = Ledger(config, metrics)
         self._config = config
         self._targets = targets
-        self._session = session
+        self._connections = connections
         self._flags = flags
         self._metrics = metrics
         self._now = now
@@ -105,9 +105,17 @@ class Engine:
         if plan is None:
             error = model_not_found(model)
             return Reply(status=error.status, model="", arm="", fallback=False, error=error)
-        if plan.mirror is not None:
-            self._mirror(plan, plan.mirror, request)
-        return await self._attempts(plan, request)
+        if plan.mirror is None:
+            return await self._attempts(plan, request)
+        answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._mirror(plan, plan.mirror, request, answered)
+        try:
+            reply = await self._attempts(plan, request)
+            answered.set_result(reply.status == 200)
+            return reply
+        finally:
+            if not answered.done():
+                answered.set_result(False)
 
     async def close(self) -> None:
         """Lets copies under way finish for as long as the configuration says, then drops them."""
@@ -144,30 +152,41 @@ class Engine:
     async def _attempts(self, plan: Plan, request: ChatRequest) -> Reply:
         key = RequestKey(route=plan.route, flag=plan.flag, arm=plan.arm, model=plan.steps[0].model, streaming=request.stream)
         failures: list[tuple[str, Failed]] = []
-        for i, step in enumerate(plan.steps):
-            attempt = self.ledger.begin(key, step.model, request.size, assigned=i == 0)
-            reply = await (
-                self._stream(request, step, attempt, key) if request.stream else self._json(request, step, attempt, key)
-            )
-            if isinstance(reply, Reply):
-                return reply
-            failures.append((step.model, reply))
-            log.warning(
-                "attempt_failed",
-                request_id=request.request_id,
-                route=plan.route,
-                arm=plan.arm,
-                model=step.model,
-                outcome=reply.outcome,
-                detail=reply.detail,
-                next_model=plan.steps[i + 1].model if i + 1 < len(plan.steps) else None,
-            )
+        with Refusal() as refusal:
+            for i, step in enumerate(plan.steps):
+                attempt = self.ledger.begin(key, step.model, request.size, assigned=i == 0)
+                reply = await self._try(request, step, attempt, key)
+                if isinstance(reply, Reply):
+                    refusal.blame(candidate=True)
+                    return reply
+                if reply.outcome == "client_error":
+                    if i > 0 or not plan.refusal_checked:
+                        attempt.failed(reply)
+                        return _refused(attempt, reply, key)
+                    refusal.hold(attempt, reply)
+                failures.append((step.model, reply))
+                log.warning(
+                    "attempt_failed",
+                    request_id=request.request_id,
+                    route=plan.route,
+                    arm=plan.arm,
+                    model=step.model,
+                    outcome=reply.outcome,
+                    detail=reply.detail,
+                    next_model=plan.steps[i + 1].model if i + 1 < len(plan.steps) else None,
+                )
         self.ledger.unavailable(key)
         error = _nobody(failures)
         return Reply(status=error.status, model="", arm=plan.arm, fallback=len(failures) > 1, error=error)
 
     async def _try(self, request: ChatRequest, step: Step, attempt: Attempt, key: RequestKey) -> Reply | Failed:
-        """One attempt, which is booked when it is over; a stream goes on being booked by its events."""
+        """
+        One attempt.
+
+        Returns:
+            Booked, but for two cases: a stream, which its events book at their end, and a refusal (``client_error``), which the
+            caller books, since whose fault it is shows only in what others say to the same request.
+        """
         call = self._stream if request.stream else self._json
         return await call(request, step, attempt, key)
 
@@ -177,13 +196,12 @@ class Engine:
             return attempt.never_sent(_unknown(step))
         body = orjson.dumps(payload(request.body, step, target.upstream_name))
         try:
-            result = await complete(self._session, target, body, _headers(target, request))
+            result = await complete(self._connections, target, body, _headers(target, request))
         except asyncio.CancelledError:
             attempt.cancelled()
             raise
         if isinstance(result, Failed):
-            attempt.failed(result)
-            return self._client_fault(result, attempt, key) if result.outcome == "client_error" else result
+            return _booked(attempt, result)
         attempt.completed(result.tokens, result.text_bytes)
         return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, body=result.body)
 
@@ -199,8 +217,7 @@ class Engine:
             stream.close()
             raise
         if failed is not None:
-            attempt.failed(failed)
-            return self._client_fault(failed, attempt, key) if failed.outcome == "client_error" else failed
+            return _booked(attempt, failed)
         attempt.first_token()
         events = self._events(stream, attempt, key, request)
         return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, events=events)
@@ -244,33 +261,28 @@ class Engine:
         wanted = bool(options.get("include_usage"))
         fields["stream"] = True
         fields["stream_options"] = {**options, "include_usage": True}
-        return Stream(self._session, target, orjson.dumps(fields), _headers(target, request), wanted)
+        return Stream(self._connections, target, orjson.dumps(fields), _headers(target, request), wanted)
 
-    def _client_fault(self, failed: Failed, attempt: Attempt, key: RequestKey) -> Reply:
-        status = failed.status or 400
-        error = None
-        if failed.body is None:
-            error = ApiError(status=status, message=f"The provider refused the request ({failed.detail}).")
-        fallback = not attempt.assigned
-        return Reply(status=status, model=attempt.model, arm=key.arm, fallback=fallback, body=failed.body or b"", error=error)
-
-    def _mirror(self, plan: Plan, step: Step, request: ChatRequest) -> None:
+    def _mirror(self, plan: Plan, step: Step, request: ChatRequest, answered: "asyncio.Future[bool]") -> None:
         if len(self._copies) >= self._config.shadow.concurrency:
             self._metrics.shadow(plan.route, plan.flag, step.model, "skipped_concurrency")
             return
-        task = asyncio.get_running_loop().create_task(self._copy(plan, step, request), name="shadow")
+        task = asyncio.get_running_loop().create_task(self._copy(plan, step, request, answered), name="shadow")
         self._copies.add(task)
         task.add_done_callback(self._copies.discard)
 
-    async def _copy(self, plan: Plan, step: Step, request: ChatRequest) -> None:
+    async def _copy(self, plan: Plan, step: Step, request: ChatRequest, answered: "asyncio.Future[bool]") -> None:
         """A mirrored request: the same calls, read to the end for time, tokens and price, and shown to nobody."""
         key = RequestKey(route=plan.route, flag=plan.flag, arm="shadow", model=step.model, streaming=request.stream)
         attempt = self.ledger.begin(key, step.model, request.size, assigned=True)
         ok = False
         try:
-            reply = await (
-                self._stream(request, step, attempt, key) if request.stream else self._json(request, step, attempt, key)
-            )
+            with Refusal() as refusal:
+                reply = await self._try(request, step, attempt, key)
+                if isinstance(reply, Failed) and reply.outcome == "client_error":
+                    refusal.hold(attempt, reply)
+                    await asyncio.wait([answered], timeout=self._patience_s(step, request))
+                    refusal.blame(candidate=answered.done() and answered.result())
             if isinstance(reply, Reply) and reply.events is not None:
                 async with aclosing(reply.events) as events:
                     async for _ in events:
@@ -280,6 +292,27 @@ class Engine:
             log.error("shadow_bug", request_id=request.request_id, model=step.model, error=type(exc).__name__)
         finally:
             self._metrics.shadow(plan.route, plan.flag, step.model, "mirrored" if ok else "failed")
+
+    def _patience_s(self, step: Step, request: ChatRequest) -> float:
+        """How long a refused copy waits for the user's own answer: as long as it might have taken to answer itself."""
+        target = self._targets[step.model]
+        return target.stream_s if request.stream else target.request_s
+
+
+def _booked(attempt: Attempt, failed: Failed) -> Failed:
+    if failed.outcome != "client_error":
+        attempt.failed(failed)
+    return failed
+
+
+def _refused(attempt: Attempt, refused: Failed, key: RequestKey) -> Reply:
+    """What the provider says about the client's own fault, in its own words where they are in OpenAI's shape."""
+    status = refused.status or 400
+    error = None
+    if refused.body is None:
+        error = ApiError(status=status, message=f"The provider refused the request ({refused.detail}).")
+    fallback = not attempt.assigned
+    return Reply(status=status, model=attempt.model, arm=key.arm, fallback=fallback, body=refused.body or b"", error=error)
 
 
 def _headers(target: Target, request: ChatRequest) -> dict[str, str]:

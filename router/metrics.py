@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from flagspec import WEIGHT_MAX, RouteFlag
+from flagspec.latency import LATENCY_EDGES_S
 from router.selection import Arm
 
 Outcome = Literal["ok", "error", "timeout", "rate_limited", "client_error", "cancelled"]
@@ -21,12 +22,6 @@ ShadowOutcome = Literal["mirrored", "failed", "skipped_concurrency"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 _COMMON = ("environment", "flag", "route", "arm", "model", "streaming")
-
-SLO_EDGES = (0.5, 1.0, 1.2, 2.0, 3.0, 5.0, 10.0, 30.0, 90.0)
-"""Limits that gates judge by: an edge exactly there makes "share above the limit" a count and no interpolation."""
-
-BUCKETS = tuple(sorted({*(float(f"{1.1**k:.4g}") for k in range(-32, 48)), *SLO_EDGES}))
-"""Seconds. Ratio 1.1 through 1.0, from 0.047 to 88, and the exact limits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +63,7 @@ class RouterMetrics:
             return Counter(name, text, labels, registry=self.registry)
 
         def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(name, text, labels, registry=self.registry, buckets=BUCKETS)
+            return Histogram(name, text, labels, registry=self.registry, buckets=LATENCY_EDGES_S)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(name, text, labels, registry=self.registry)

@@ -39,6 +39,8 @@ class Plan:
         arm: Whose result this request is.
         steps: The assigned model, then its fallbacks, none twice.
         mirror: Gets a copy whose answer nobody sees.
+        refusal_checked: The first step is the candidate and the second the control, which has the say on whose fault it is when
+            the candidate refuses the request.
         reason: Why this arm: `flagspec.Assignment.reason`, or ``no_flag``, ``flag_unseen``, ``direct``.
     """
 
@@ -48,6 +50,7 @@ class Plan:
     steps: tuple[Step, ...]
     mirror: Step | None
     reason: str
+    refusal_checked: bool = False
 
 
 class Selector:
@@ -86,13 +89,15 @@ class Selector:
             return Plan(route=route.name, flag=route.flag or "", arm="baseline", steps=steps, mirror=None, reason=reason)
         said = assign(flag, unit, now)
         first, control = _step(said.variant), _step(flag.control)
+        arm: Arm = "candidate" if said.arm == "candidate" else "baseline"
         return Plan(
             route=route.name,
             flag=flag.key,
-            arm="candidate" if said.arm == "candidate" else "baseline",
+            arm=arm,
             steps=_chain(route, first, control),
             mirror=None if said.mirror is None else _step(said.mirror),
             reason=said.reason,
+            refusal_checked=arm == "candidate" and first != control,
         )
 
 

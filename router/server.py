@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import uvicorn
 from yarl import URL
 
@@ -22,15 +21,13 @@ from router import logs
 from router.app import RouterApp
 from router.attempt import Target
 from router.config import RouterConfig, read_config, split_listen
+from router.connections import open_connections
 from router.engine import Engine
 from router.flags import FlagClient, FlagTable, check_snapshot, read_snapshot_file
 from router.metrics import RouterMetrics
 from specfile import SpecError
 
 log = logs.get_logger()
-
-CONNECT_S = 5.0
-"""Longer than any working connection takes to open, short enough to leave time for a fallback."""
 
 BACKLOG = 2048
 
@@ -59,13 +56,8 @@ def create_app(config: RouterConfig, *, environ: Mapping[str, str] = os.environ,
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[Engine]:
-        connector = aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=30)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
-        skip = ("User-Agent", "Accept", "Accept-Encoding")
-        async with aiohttp.ClientSession(
-            connector=connector, timeout=timeout, trust_env=False, skip_auto_headers=skip, cookie_jar=aiohttp.DummyCookieJar()
-        ) as session:
-            engine = Engine(config, targets, session, table, metrics)
+        async with open_connections() as connections:
+            engine = Engine(config, targets, connections, table, metrics)
             table.subscribe(engine.flags_changed)
             if static is not None:
                 table.take_snapshot(static)

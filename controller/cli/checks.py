@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from controller.cli import describe
 from controller.cli.output import Output, console, errors, print_json, print_rows
 from controller.cli.rollouts import opened, resolve
+from controller.core.notice import standing
 from controller.settings import Settings, SettingsError, load
 
 
@@ -77,7 +78,7 @@ def _row(rollout_id: str, outcome: str, seen: Any, error: str = "") -> dict[str,
         "outcome": outcome,
         "decision": None if decision is None else decision.kind,
         "why": None if decision is None else decision.why.value,
-        "standing": None if seen is None else describe.standing(seen.rollout),
+        "standing": None if seen is None else standing(seen.rollout),
         "text": error or (decision.text if decision is not None else ""),
         "gates": [] if seen is None else [describe.gate_row(r) for r in seen.results],
     }

@@ -56,6 +56,7 @@ class StackPlan:
     Args:
         prefect: Run Prefect's server and the flows.
         flows: Module that carries out the flows, and its arguments.
+        guard: Arguments of `penstock guard`.
         prefect_port: Of its server; 0 chooses a free one.
         prometheus_port: The same for Prometheus.
         metric_relabel: Rules that Prometheus applies to what it scrapes.
@@ -67,6 +68,7 @@ class StackPlan:
 
     prefect: bool = True
     flows: tuple[str, ...] = ("flows.serve",)
+    guard: tuple[str, ...] = ()
     prefect_port: int = 4200
     prometheus_port: int = 9090
     metric_relabel: tuple[Mapping[str, object], ...] = ()
@@ -193,7 +195,8 @@ class Stack:
         if prometheus is not None:
             self.settings = replace(self.settings, prometheus_url=prometheus.url)
         self._write_run_file()
-        programs = (self._serve_program(), _guard_program(), *plan.routers)
+        guard = Program(name="guard", argv=("controller.cli.app", "guard", *plan.guard))
+        programs = (self._serve_program(), guard, *plan.routers)
         second = [pool.submit(self._run, self._child(p)) for p in programs]
         _await([*second, *prefect])
         if plan.prefect:
@@ -247,8 +250,7 @@ class Stack:
         )
 
     def _serve_program(self) -> Program:
-        url = f"http://{self.settings.listen}/flags/v1/snapshot?environment=production"
-        return Program(name="serve", argv=("controller.cli.app", "serve"), ready_url=url)
+        return Program(name="serve", argv=("controller.cli.app", "serve"), ready_url=f"http://{self.settings.listen}/readyz")
 
     def _flows_program(self) -> Program:
         url = str(self.settings.prefect_api_url)
@@ -377,10 +379,6 @@ def _prepared(url: str, *, embedded: bool) -> str:
 def _flows_server() -> Any:
     """How Prefect is started. `flows` stands above this package, so it is looked up when needed and not imported."""
     return importlib.import_module("flows.server")
-
-
-def _guard_program() -> Program:
-    return Program(name="guard", argv=("controller.cli.app", "guard"))
 
 
 def _root() -> Path:

@@ -12,6 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from controller.cli.parts import Program
 from controller.cli.stack import Stack, StackError, StackPlan
 from controller.settings import Settings
@@ -113,10 +117,6 @@ def _router_program(config: Path, address: str) -> Program:
 
 
 def _print_table(stack: Stack, router: str | None) -> None:
-    from rich.console import Console
-
-    from controller.cli.demo.view import address_table
-
     settings = stack.settings
     found = {"console": f"http://{settings.listen}"}
     if router is not None:
@@ -125,6 +125,14 @@ def _print_table(stack: Stack, router: str | None) -> None:
         found["Prefect"] = settings.prefect_api_url.removesuffix("/api")
     found |= {"Prometheus": str(settings.prometheus_url), "logs": str(settings.home / "logs")}
     Console(highlight=False, soft_wrap=True).print(address_table(found))
+
+
+def address_table(found: Mapping[str, str]) -> Table:
+    """What is where."""
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name, address in found.items():
+        table.add_row(Text(name, style="bold"), Text(address))
+    return table
 
 
 def _say(line: str) -> None:

@@ -60,9 +60,13 @@ def nearest_edge(histogram: Histogram, q: float) -> int | None:
         histogram: With total > 0.
         q: 0 < q < 1.
     """
-    if histogram.cumulative[-1] < q * histogram.total:
+    target = q * histogram.total
+    index = bisect_left(histogram.cumulative, target)
+    if index == len(histogram.cumulative):
         return None
-    return min(range(len(histogram.edges_s)), key=lambda i: abs(histogram.cumulative[i] / histogram.total - q))
+    if index and target - histogram.cumulative[index - 1] <= histogram.cumulative[index] - target:
+        return index - 1
+    return index
 
 
 def quantile(histogram: Histogram, q: float) -> float | None:
@@ -73,8 +77,8 @@ def quantile(histogram: Histogram, q: float) -> float | None:
         None when it lies above the last edge, where a histogram does not know it.
     """
     target = q * histogram.total
-    index = next((i for i, c in enumerate(histogram.cumulative) if c >= target), None)
-    if index is None or histogram.total <= 0:
+    index = bisect_left(histogram.cumulative, target)
+    if index == len(histogram.cumulative) or histogram.total <= 0:
         return None
     low_s = histogram.edges_s[index - 1] if index else 0.0
     low_n = histogram.cumulative[index - 1] if index else 0.0

@@ -37,6 +37,31 @@ def wilson(counts: Counts, alpha: float) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=8192)
+def _exact_low(bad: float, total: float, alpha: float) -> float:
+    from statsmodels.stats.proportion import proportion_confint
+
+    return float(proportion_confint(min(bad, total), total, alpha=alpha, method="beta")[0])
+
+
+def exact_low(counts: Counts, alpha: float) -> float:
+    """
+    Lower bound of the exact interval of a proportion: for a breach, where the score interval is too bold on few requests (one bad
+    request of one would have been enough).
+
+    Args:
+        counts: With total > 0.
+        alpha: Error probability of both sides together, 0 < alpha < 1.
+
+    Returns:
+        Within 0..1; 0 without bad requests.
+
+    Source:
+        Clopper and Pearson (1934), Biometrika 26:404-413; computed by ``statsmodels`` (``method="beta"``).
+    """
+    return _exact_low(counts.bad, counts.total, alpha) if counts.bad > 0 else 0.0
+
+
+@lru_cache(maxsize=8192)
 def _newcombe(c_bad: float, c_total: float, b_bad: float, b_total: float, alpha: float) -> tuple[float, float]:
     from statsmodels.stats.proportion import confint_proportions_2indep
 

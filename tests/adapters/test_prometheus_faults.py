@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,12 @@ pytestmark = pytest.mark.timeout(30)
 
 AT = datetime(2026, 5, 4, 12, 0, 0, tzinfo=UTC)
 SCOPE = Scope(
-    environment="production", flag="chat-model", arm="candidate", since=AT - timedelta(minutes=10), opened_at=AT - timedelta(hours=2), at=AT
+    environment="production",
+    flag="chat-model",
+    arm="candidate",
+    since=AT - timedelta(minutes=10),
+    opened_at=AT - timedelta(hours=2),
+    at=AT,
 )
 ERRORS = RateLimit(name="error-rate", indicator="error_ratio", limit=0.01)
 AVAILABLE = RateLimit(name="availability", indicator="availability", limit=0.001)
@@ -135,11 +141,10 @@ def test_a_password_in_the_address_goes_into_the_header_and_nowhere_else() -> No
     assert "s3cret" not in repr(seen)
 
 
-def test_the_environment_adds_neither_proxy_nor_password(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    netrc = f"{tmp_path}/netrc"
-    with open(netrc, "w") as file:
-        file.write("machine 127.0.0.1 login somebody password else\n")
-    monkeypatch.setenv("NETRC", netrc)
+def test_the_environment_adds_neither_proxy_nor_password(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(netrc))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with fault_server(healthy) as server:
@@ -281,10 +286,16 @@ def outcomes(*values: tuple[str, str, str]) -> Callable[[Asked], bytes]:
         (outcomes(("candidate", "ok", "1"), ("candidate", "ok", "2")), "two series for"),
         (outcomes(("shadow", "ok", "1")), "arm 'shadow', which was not asked for"),
         (lambda a: vector(a, ({"arm": "candidate", "outcome": "ok", "replica": "1"}, "1")), "a series with labels"),
-        (lambda a: vector(a, warnings=["one store did not answer"]), "carries warnings, so it may be partial: ['one store did not answer']"),
+        (
+            lambda a: vector(a, warnings=["one store did not answer"]),
+            "carries warnings, so it may be partial: ['one store did not answer']",
+        ),
         (lambda a: vector(a, infos=["partial response: 1 of 2 zones"]), "infos that say it is partial"),
         (lambda a: vector(a, isPartial=True), "isPartial"),
-        (lambda a: vector(a | {"time": "1700000000"}, ({"arm": "candidate", "outcome": "ok"}, "1")), "for the time 1700000000.0, asked was"),
+        (
+            lambda a: vector(a | {"time": "1700000000"}, ({"arm": "candidate", "outcome": "ok"}, "1")),
+            "for the time 1700000000.0, asked was",
+        ),
         (lambda a: vector(a | {"time": "1e999"}, ({"arm": "candidate", "outcome": "ok"}, "1")), "for the time inf"),
     ],
 )
@@ -460,7 +471,10 @@ def test_an_unknown_profile_names_those_that_there_are() -> None:
 
 
 def test_a_probe_says_what_is_wrong() -> None:
-    with fault_server(always(http("200 OK", "<html></html>", kind="text/html"))) as server, pytest.raises(Unavailable, match="not JSON"):
+    with (
+        fault_server(always(http("200 OK", "<html></html>", kind="text/html"))) as server,
+        pytest.raises(Unavailable, match="not JSON"),
+    ):
         PrometheusSource(server.url).probe()
     with fault_server(hang) as server, pytest.raises(Unavailable, match=r"no complete answer within 0\.2 s"):
         PrometheusSource(server.url, timeout_s=0.2).probe()

@@ -49,13 +49,14 @@ class Exporter:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry}
-        self.requests = Counter("penstock_requests", "-", [*COMMON, "outcome"], **made)
-        self.unavailable = Counter("penstock_unavailable", "-", COMMON, **made)
-        self.duration = Buckets("penstock_request_duration_seconds", "-", COMMON, buckets=EDGES, **made)
-        self.ttft = Buckets("penstock_ttft_seconds", "-", COMMON, buckets=EDGES, **made)
-        self.cost = [Counter(f"penstock_cost_{n}", "-", COMMON, **made) for n in ("requests", "usd", "usd_squared")]
-        self.fallbacks = Counter("penstock_fallbacks", "-", [*COMMON, "to_model", "outcome"], **made)
+        self.requests = Counter("penstock_requests", "-", [*COMMON, "outcome"], registry=self.registry)
+        self.unavailable = Counter("penstock_unavailable", "-", COMMON, registry=self.registry)
+        self.duration = Buckets("penstock_request_duration_seconds", "-", COMMON, buckets=EDGES, registry=self.registry)
+        self.ttft = Buckets("penstock_ttft_seconds", "-", COMMON, buckets=EDGES, registry=self.registry)
+        self.cost = [
+            Counter(f"penstock_cost_{n}", "-", COMMON, registry=self.registry) for n in ("requests", "usd", "usd_squared")
+        ]
+        self.fallbacks = Counter("penstock_fallbacks", "-", [*COMMON, "to_model", "outcome"], registry=self.registry)
 
     @staticmethod
     def labels(flag: str, arm: str, streaming: str) -> tuple[str, ...]:
@@ -115,7 +116,13 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     folder = tmp_path_factory.mktemp("prometheus")
     (folder / "rules.yml").write_text(ALERTS)
     exporter = Exporter()
-    for flag, arm in [("chat", "baseline"), ("chat", "candidate"), ("silent", "baseline"), ("gone", "baseline"), ("gone", "candidate")]:
+    for flag, arm in [
+        ("chat", "baseline"),
+        ("chat", "candidate"),
+        ("silent", "baseline"),
+        ("gone", "baseline"),
+        ("gone", "candidate"),
+    ]:
         exporter.prime(flag, arm)
     web, thread = start_http_server(0, addr="127.0.0.1", registry=exporter.registry)
     targets = {"router": [f"127.0.0.1:{web.server_port}"]}
@@ -244,7 +251,9 @@ def test_exposure_is_every_request_that_the_candidate_answered(told: Told) -> No
 
 
 def test_a_candidate_that_never_reported_is_silent(told: Told) -> None:
-    silence, errors = told.source.measure([Silence(), RateLimit(name="e", indicator="error_ratio", limit=0.01)], told.silent).measurements
+    silence, errors = told.source.measure(
+        [Silence(), RateLimit(name="e", indicator="error_ratio", limit=0.01)], told.silent
+    ).measurements
     assert isinstance(silence, Sampled) and isinstance(silence.baseline, Counts)
     assert silence.candidate == Counts(bad=0.0, total=0.0)
     assert silence.baseline.total == about(300)
@@ -258,7 +267,9 @@ def test_a_candidate_whose_series_vanished_is_stale_although_its_counts_are_stil
 
 
 def test_a_time_far_ahead_of_the_last_scrape_is_no_data(told: Told) -> None:
-    seen = of(told, RateLimit(name="e", indicator="error_ratio", limit=0.01), replace(told.chat, at=now() + timedelta(seconds=60)))
+    seen = of(
+        told, RateLimit(name="e", indicator="error_ratio", limit=0.01), replace(told.chat, at=now() + timedelta(seconds=60))
+    )
     assert isinstance(seen, NoData)
 
 

@@ -56,7 +56,7 @@ def measurements(answer: str = '{"status":"success","data":[1]}') -> tuple[tuple
         (
             "latency",
             Sampled(
-                candidate=Histogram(edges_s=(0.1, 3.0), cumulative=(2.5, 1e-9), total=1000.25),
+                candidate=Histogram(edges_s=(0.1, 3.0), cumulative=(1e-9, 2.5), total=1000.25),
                 evidence=(shared, evidence("histogram", '{"status":"success","data":[2]}')),
             ),
         ),

@@ -149,6 +149,90 @@ async def test_the_clients_own_fault_is_passed_on_and_nobody_else_is_asked(
     assert router.arm("penstock_unavailable_total", streaming=stream) == 0
 
 
+CANDIDATE = {"arm": "candidate", "model": "new"}
+
+
+@pytest.mark.parametrize("code", [400, 404, 413, 422])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_candidate_that_refuses_what_the_control_answers_has_failed(
+    router: Router, upstream: Upstream, code: int, stream: bool
+) -> None:
+    put(router, flag(100_000))
+    upstream.script["new"] = status(code)
+    got = await router.ask(stream=stream, temperature=0.2)
+    assert (got.status, upstream.models()) == (200, ["new", "old"])
+    assert (got.headers["x-penstock-model"], got.headers["x-penstock-fallback"]) == ("old", "true")
+    assert upstream.calls[1].body["temperature"] == 0.2
+    assert "reasoning_effort" not in upstream.calls[1].body, "the control is asked as the control is"
+    assert router.arm("penstock_requests_total", CANDIDATE, streaming=stream, outcome="error") == 1
+    assert router.arm("penstock_requests_total", CANDIDATE, streaming=stream, outcome="client_error") == 0
+    assert router.arm("penstock_fallbacks_total", CANDIDATE, streaming=stream, to_model="old", outcome="ok") == 1
+    assert router.arm("penstock_unavailable_total", CANDIDATE, streaming=stream) == 0
+    assert router.metric("mcp_model_errors_total", model="new", error_type="error") == 1
+    assert router.metric("mcp_model_errors_total", model="new", error_type="client_error") == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_the_control_refuses_as_well_is_the_clients_own_fault(
+    router: Router, upstream: Upstream, stream: bool
+) -> None:
+    put(router, flag(100_000))
+    upstream.script["new"] = status(400)
+    upstream.script["old"] = status(422, '{"error":{"message":"as the control says it","type":"x","code":"z","param":null}}')
+    got = await router.ask(stream=stream)
+    assert (got.status, got.json["error"]["message"]) == (422, "as the control says it")
+    assert upstream.models() == ["new", "old"]
+    assert router.arm("penstock_requests_total", CANDIDATE, streaming=stream, outcome="client_error") == 1
+    assert router.arm("penstock_requests_total", CANDIDATE, streaming=stream, outcome="error") == 0
+    assert router.arm("penstock_unavailable_total", CANDIDATE, streaming=stream) == 0
+    for told in ("ok", "failed"):
+        assert router.arm("penstock_fallbacks_total", CANDIDATE, streaming=stream, to_model="old", outcome=told) == 0
+
+
+async def test_a_refusal_that_nobody_else_can_judge_counts_neither_for_nor_against_the_candidate(
+    router: Router, upstream: Upstream
+) -> None:
+    put(router, flag(100_000))
+    upstream.script = {"new": status(400), "old": status(500), "spare": status(503)}
+    got = await router.ask()
+    assert (got.status, upstream.models()) == (502, ["new", "old", "spare"])
+    assert "new: status 400 (y); old: status 500; spare: status 503" in got.json["error"]["message"]
+    assert router.arm("penstock_requests_total", CANDIDATE, outcome="client_error") == 1
+    assert router.arm("penstock_unavailable_total", CANDIDATE) == 1
+
+
+async def test_a_client_that_leaves_while_a_refusal_is_checked_leaves_it_undecided(router: Router, upstream: Upstream) -> None:
+    put(router, flag(100_000))
+    upstream.script = {"new": status(400), "old": upstream.hang}
+    call = asyncio.create_task(router.post({"model": "chat", "messages": [], "user": "u"}))
+    await eventually(lambda: upstream.models() == ["new", "old"])
+    call.cancel()
+    await upstream.cancelled.wait()
+    await eventually(lambda: router.arm("penstock_requests_total", CANDIDATE, outcome="client_error") == 1)
+    assert router.arm("penstock_requests_total", CANDIDATE, outcome="cancelled") == 0
+
+
+async def test_the_time_of_a_refused_attempt_is_its_own_and_not_the_controls(router: Router, upstream: Upstream) -> None:
+    async def slow(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(0.3)
+        return await answer(request, body)
+
+    put(router, flag(100_000))
+    upstream.script = {"new": status(400), "old": slow}
+    await router.ask()
+    new, old = (router.metric("mcp_request_duration_seconds_sum", model=m, provider="p", tool="chat") for m in ("new", "old"))
+    assert new is not None and old is not None
+    assert new < old, "the candidate's clock stopped when it refused"
+
+
+async def test_a_flag_whose_sides_are_the_same_has_no_control_to_check_a_refusal_with(router: Router, upstream: Upstream) -> None:
+    put(router, flag(100_000, candidate=Variant(model="old")))
+    upstream.script["old"] = status(400)
+    got = await router.ask()
+    assert (got.status, upstream.models()) == (400, ["old"])
+    assert router.arm("penstock_requests_total", arm="candidate", outcome="client_error") == 1
+
+
 async def test_a_refusal_in_another_shape_is_put_into_openais(router: Router, upstream: Upstream) -> None:
     upstream.script["old"] = status(400, "<html>bad</html>")
     got = await router.ask()

@@ -1,13 +1,14 @@
 """What /metrics says, against docs/reference/router-metrics.md."""
 
 import re
-from itertools import pairwise
+from math import inf
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.metrics import BUCKETS, OUTCOMES
+from flagspec.latency import LATENCY_EDGES_S, RATIO
+from router.metrics import OUTCOMES
 from tests.router.harness import Router, flag, put
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference/router-metrics.md"
@@ -47,10 +48,18 @@ async def test_both_arms_and_the_shadow_of_a_flag_start_at_zero(router: Router) 
         assert samples["penstock_shadow_total", tuple(sorted({**labels, "outcome": copied}.items()))] == 0
 
 
-def test_bucket_edges_are_a_grid_of_ratio_one_point_one_with_the_exact_limits() -> None:
-    assert {0.5, 1.0, 1.1, 1.2, 1.21, 2.0, 3.0, 5.0, 10.0, 30.0, 90.0} <= set(BUCKETS)
-    assert 0.045 < BUCKETS[0] <= 0.05
-    assert all(b / a <= 1.1011 for a, b in pairwise(BUCKETS))
+@pytest.mark.parametrize("name", ["penstock_request_duration_seconds", "penstock_ttft_seconds"])
+async def test_latencies_are_counted_at_the_edges_that_the_gates_judge_by(router: Router, name: str) -> None:
+    edges = {dict(labels)["le"] for sample, labels in await exposed(router) if sample == f"{name}_bucket"}
+    assert sorted(float(edge) for edge in edges) == [*LATENCY_EDGES_S, inf]
+
+
+def test_the_reference_names_every_round_limit_among_the_edges() -> None:
+    sentence = re.search(r"the round limits ([\d., and]+) s", REFERENCE.read_text())
+    assert sentence
+    grid = {float(f"{RATIO**k:.6g}") for k in range(-32, 48)}
+    assert {float(limit) for limit in re.findall(r"[\d.]*\d", sentence[1])} == set(LATENCY_EDGES_S) - grid
+    assert grid < set(LATENCY_EDGES_S)
 
 
 async def test_an_answer_is_counted_timed_and_priced_once(router: Router) -> None:

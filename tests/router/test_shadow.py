@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from router.metrics import OUTCOMES
 from tests.router.harness import Router, Upstream, answer, config, eventually, flag, put, serve_router, status
 
 SHADOW = {"arm": "shadow", "model": "new"}
@@ -71,3 +72,54 @@ async def test_a_unit_that_the_candidate_answers_is_not_mirrored_as_well(router:
     put(router, flag(100_000, shadow_weight=100_000))
     await router.ask()
     assert upstream.models() == ["new"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("control", "booked"),
+    [(200, "error"), (400, "client_error"), (503, "client_error")],
+    ids=["answered", "refused-as-well", "nobody-answered"],
+)
+async def test_a_copy_that_is_refused_is_judged_by_what_became_of_the_users_own_request(
+    router: Router, upstream: Upstream, stream: bool, control: int, booked: str
+) -> None:
+    put(router, flag(0, shadow_weight=100_000))
+    upstream.script["new"] = status(400)
+    if control != 200:
+        upstream.script |= {"old": status(control), "spare": status(503)}
+    await router.ask(stream=stream)
+    await eventually(lambda: router.metric("penstock_shadow_total", **MIRRORED, outcome="failed") == 1)
+    assert [o for o in OUTCOMES if router.arm("penstock_requests_total", SHADOW, streaming=stream, outcome=o)] == [booked]
+
+
+async def test_a_refused_copy_is_booked_when_the_users_answer_is_known_and_not_before(router: Router, upstream: Upstream) -> None:
+    refused, release = asyncio.Event(), asyncio.Event()
+
+    async def refuse(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        refused.set()
+        return await status(422)(request, body)
+
+    async def late(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await release.wait()
+        return await answer(request, body)
+
+    put(router, flag(0, shadow_weight=100_000))
+    upstream.script = {"new": refuse, "old": late}
+    asking = asyncio.create_task(router.ask())
+    await refused.wait()
+    assert router.arm("penstock_requests_total", SHADOW, outcome="client_error") == 0
+    release.set()
+    assert (await asking).status == 200
+    await eventually(lambda: router.arm("penstock_requests_total", SHADOW, outcome="error") == 1)
+
+
+async def test_a_refused_copy_waits_for_the_users_answer_no_longer_than_its_own_timeout(upstream: Upstream) -> None:
+    timeouts = {"old": "5s", "new": "50ms", "spare": "5s"}
+    models = [{"name": n, "provider": "p", "timeout": {"request": t}} for n, t in timeouts.items()]
+    upstream.script = {"new": status(400), "old": upstream.hang}
+    async with serve_router(config(upstream.url, models=models)) as router:
+        put(router, flag(0, shadow_weight=100_000))
+        asking = asyncio.create_task(router.ask())
+        await eventually(lambda: router.arm("penstock_requests_total", SHADOW, outcome="client_error") == 1)
+        assert not asking.done()
+        asking.cancel()

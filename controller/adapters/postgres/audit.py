@@ -213,10 +213,8 @@ class PostgresAudit(PostgresOutbox):
     def _hold(connection: Connection, event: Opened, row: Mapping[str, Any]) -> None:
         place = {"environment": event.plan.environment, "flag": event.plan.flag}
         wanted = {**place, "rollout_id": row["rollout_id"], "audit_id": row["id"]}
-        took = connection.execute(
-            pg_insert(flag_holds).values(wanted).on_conflict_do_nothing(index_elements=["environment", "flag"])
-        )
-        if took.rowcount:
+        take = pg_insert(flag_holds).values(wanted).on_conflict_do_nothing(index_elements=["environment", "flag"])
+        if connection.scalar(take.returning(flag_holds.c.rollout_id)) is not None:
             return
         holder = connection.scalar(select(flag_holds.c.rollout_id).filter_by(**place))
         raise FlagHeld(f"flag {event.plan.flag!r} in {event.plan.environment} is held by rollout {holder}")

@@ -5,6 +5,7 @@ Bring a database to the schema of this release.
 rule: running it again, or twice at once, does no harm.
 """
 
+import threading
 from importlib import resources
 from typing import Any
 
@@ -16,6 +17,10 @@ from controller.adapters.postgres.tables import SCHEMA, SCHEMA_REVISION
 
 ROLES_SQL = f"CREATE ROLE {APP_ROLE} LOGIN; CREATE ROLE {READER_ROLE} LOGIN;"
 """What an administrator runs where the migrating role may not create roles."""
+
+
+_ONE_AT_A_TIME = threading.Lock()
+"""Alembic keeps the environment that it runs in in module globals."""
 
 
 def upgrade(url: str) -> list[str]:
@@ -48,7 +53,8 @@ def upgrade(url: str) -> list[str]:
     with translated(DatabaseUnreachable, "connecting to the database"), engine.connect() as connection:
         _refuse_newer(engine)
         try:
-            command.upgrade(_config(connection, on_apply), "head")
+            with _ONE_AT_A_TIME:
+                command.upgrade(_config(connection, on_apply), "head")
         except (SQLAlchemyError, psycopg.Error) as exc:
             raise MigrationFailed(_why(exc, applied)) from exc
         except CommandError as exc:

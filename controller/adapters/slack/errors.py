@@ -94,18 +94,24 @@ def translated(exc: Exception, method: str) -> PortError:
         method: Web API method that was called; part of the message.
     """
     if not isinstance(exc, SlackApiError):
-        return NotifierUnavailable(f"Slack cannot be reached ({method}): {type(exc).__name__}: {str(exc)[:200]}")
+        # A ValueError is about a header that cannot be sent, and quotes it: the token.
+        text = f": {str(exc)[:200]}" if isinstance(exc, OSError | HTTPException) else ""
+        return NotifierUnavailable(f"Slack cannot be reached ({method}): {type(exc).__name__}{text}")
     status, headers, data = _parts(exc.response)
     code = str(data.get("error", "no answer that can be read"))[:200]
     retry_after_s = _seconds(headers)
     if status == 429 or code in ("ratelimited", "rate_limited"):
         wait = "" if retry_after_s is None else f", again in {retry_after_s:g} s"
-        return NotifierUnavailable(f"Slack's rate limit of {method} is reached{wait}", 30.0 if retry_after_s is None else retry_after_s)
+        return NotifierUnavailable(
+            f"Slack's rate limit of {method} is reached{wait}", 30.0 if retry_after_s is None else retry_after_s
+        )
     if status >= 500:
         return NotifierUnavailable(f"Slack answered {method} with HTTP status {status}", retry_after_s)
     if code in TOKEN:
         needed = f" (needed: {data['needed']})" if isinstance(data.get("needed"), str) else ""
-        return NotifierUnavailable(f"Slack does not accept the token for {method}: {code}{needed}; repair the token or the app's scopes")
+        return NotifierUnavailable(
+            f"Slack does not accept the token for {method}: {code}{needed}; repair the token or the app's scopes"
+        )
     if code in CHANNEL:
         return ChannelClosed(f"{method}: {code}")
     if code in GONE:
@@ -119,7 +125,11 @@ def translated(exc: Exception, method: str) -> PortError:
 
 def is_scope(exc: Exception) -> bool:
     """Whether a call was refused for a right that posting does not need."""
-    return isinstance(exc, SlackApiError) and _parts(exc.response)[2].get("error") in ("missing_scope", "not_allowed_token_type", "no_permission")
+    return isinstance(exc, SlackApiError) and _parts(exc.response)[2].get("error") in (
+        "missing_scope",
+        "not_allowed_token_type",
+        "no_permission",
+    )
 
 
 RAISED = (SlackClientError, OSError, HTTPException, ValueError)

@@ -13,10 +13,11 @@ from urllib.parse import quote
 from controller.core.gates import Verdict
 from controller.core.notice import Level, Line, Notice
 
-# docs.slack.dev/reference/block-kit/blocks: limits of the header, of the text of a section and of one of its fields.
+# docs.slack.dev/reference/block-kit/blocks: limits of the header and of the text of a section.
 HEADER_MAX = 150
 SECTION_MAX = 3000
-FIELD_MAX = 2000
+FIELD_MAX = 800
+"""Slack allows 2,000, but 13,200 for all text of a message together."""
 TEXT_MAX = 3000
 """Slack takes 40,000 characters of plain text and recommends 4,000."""
 
@@ -42,7 +43,10 @@ def parent_blocks(notice: Notice, links: Mapping[str, str], note: str = "") -> l
     if notice.lines:
         fields.append(f"*Worst gate*\n{_line(notice.lines[0])}")
     blocks: list[Block] = [
-        {"type": "header", "text": {"type": "plain_text", "text": cut(notice.title or notice.rollout_id, HEADER_MAX), "emoji": False}},
+        {
+            "type": "header",
+            "text": {"type": "plain_text", "text": cut(notice.title or notice.rollout_id, HEADER_MAX), "emoji": False},
+        },
         _section(f"{phase_bar(notice)}\n{_icon(notice)}*{escape(notice.standing)}*: {escape(notice.text)}"),
         {"type": "section", "fields": [_mrkdwn(cut(f, FIELD_MAX)) for f in fields]},
         _context(_footer(notice, links)),

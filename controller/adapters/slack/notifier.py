@@ -6,12 +6,14 @@ were delivered once. Every message carries the notice's identity as metadata, an
 is read for it: after a connection that broke behind an accepted message nobody can know otherwise.
 
 Reading needs the scopes ``channels:history`` and ``channels:read`` (``groups:`` for private channels) beside ``chat:write``. Without
-them notices are posted all the same, and one may come twice after a broken connection.
+them, and in private channels that are given by name and not by id, notices are posted all the same, and one may come twice after a
+broken connection.
 """
 
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from slack_sdk import WebClient
@@ -28,7 +30,7 @@ from controller.adapters.slack.errors import (
 from controller.adapters.slack.messages import is_message_of, metadata, parent_blocks, plain, reply_blocks
 from controller.adapters.slack.threads import Thread, ThreadStore
 from controller.core.notice import Level, Notice
-from controller.ports import Letter, NotifierRefused, NotifierUnavailable, PortError
+from controller.ports import Letter, NotifierRefused, NotifierUnavailable
 
 CHANNEL_ID = re.compile(r"[CGD][A-Z0-9]{6,}")
 PAGE = 200
@@ -61,9 +63,7 @@ class SlackNotifier:
     ) -> None:
         # The library logs failures that are told to the outbox as well, and the text of messages at debug level.
         silent = logging.Logger("penstock.slack", level=logging.CRITICAL + 1)
-        self._web = WebClient(
-            token, base_url=base_url or WebClient.BASE_URL, timeout=timeout_s, retry_handlers=[], logger=silent
-        )
+        self._web = WebClient(token, base_url=base_url or WebClient.BASE_URL, timeout=timeout_s, retry_handlers=[], logger=silent)
         self._default_channel = default_channel
         self._threads = threads
         self._links = dict(links or {})
@@ -84,12 +84,16 @@ class SlackNotifier:
                 self._tell_elsewhere(notice, channel, exc)
         except MessageRejected as exc:
             raise NotifierRefused(f"Slack takes notice {notice.rollout_id}/{notice.seq} not even as plain text: {exc}") from exc
+        except (MessageGone, MessageFixed, *RAISED) as exc:
+            raise NotifierUnavailable(f"Slack contradicts itself about {notice.rollout_id}: {type(exc).__name__}") from exc
 
     def _tell_elsewhere(self, notice: Notice, channel: str, closed: ChannelClosed) -> None:
         """News must reach somebody: a plan's channel that is closed to us is no reason for silence."""
         thread = self._threads.get(notice.rollout_id)
         if channel == self._default_channel and thread is None:
-            raise NotifierUnavailable(f"Slack channel {channel!r} cannot be written to ({closed}); invite the app or name another") from closed
+            raise NotifierUnavailable(
+                f"Slack channel {channel!r} cannot be written to ({closed}); invite the app or name another"
+            ) from closed
         note = f"In this channel because {channel} cannot be written to ({closed})."
         try:
             self._tell(notice, self._default_channel, anew=thread is not None, note=note)
@@ -99,30 +103,31 @@ class SlackNotifier:
             ) from exc
 
     def _tell(self, notice: Notice, channel: str, *, anew: bool = False, note: str = "") -> None:
-        thread = None if anew else self._threads.get(notice.rollout_id)
-        edit = thread is not None
-        if thread is None:
-            thread, edit = self._parent(notice, channel, note)
-        try:
-            self._reply(notice, thread)
-            if edit:
-                self._edit(notice, thread, note)
-        except MessageGone:
-            # Somebody has deleted the message. The rollout gets a new one, and this letter its place below it.
-            thread, _ = self._post_parent(notice, channel, note), False
-            self._reply(notice, thread)
+        known = None if anew else self._threads.get(notice.rollout_id)
+        if known is not None:
+            # A message that somebody deleted is gone: the rollout gets a new one.
+            with suppress(MessageGone):
+                return self._retell(notice, known, note)
+        found = self._forgotten(notice, channel)
+        if found is not None:
+            return self._retell(notice, found, note)
+        return self._reply(notice, self._post_parent(notice, channel, note))
+
+    def _retell(self, notice: Notice, thread: Thread, note: str) -> None:
+        # The edit comes first: a deleted message still takes replies, which nobody would see.
+        self._edit(notice, thread, note)
+        self._reply(notice, thread)
 
     # --- the rollout's message --------------------------------------------------------------------------------------------------
 
-    def _parent(self, notice: Notice, channel: str, note: str) -> tuple[Thread, bool]:
-        """The rollout's message, and whether it was there before: posted earlier, and then forgotten between Slack and the database."""
+    def _forgotten(self, notice: Notice, channel: str) -> Thread | None:
+        """The rollout's message, if it was posted and then forgotten on the way from Slack to the database."""
         known = self._channel_id(channel)
-        if known is not None:
-            found = self._find(notice, "parent", self._web.conversations_history, channel=known)
-            if found is not None:
-                self._threads.put(notice.rollout_id, known, found)
-                return (known, found), True
-        return self._post_parent(notice, channel, note), False
+        found = None if known is None else self._find(notice, "parent", self._web.conversations_history, channel=known)
+        if known is None or found is None:
+            return None
+        self._threads.put(notice.rollout_id, known, found)
+        return known, found
 
     def _post_parent(self, notice: Notice, channel: str, note: str) -> Thread:
         posted = self._send(
@@ -133,15 +138,24 @@ class SlackNotifier:
             "parent",
             channel=channel,
         )
-        thread = (str(posted["channel"]), str(posted["ts"]))
-        self._threads.put(notice.rollout_id, *thread)
-        return thread
+        match posted.data:
+            case {"channel": str(at), "ts": str(ts)}:
+                self._threads.put(notice.rollout_id, at, ts)
+                return at, ts
+            case _:
+                raise NotifierUnavailable("Slack took a message and does not say where it stands")
 
     def _edit(self, notice: Notice, thread: Thread, note: str) -> None:
         channel, ts = thread
         try:
             self._send(
-                "chat.update", self._web.chat_update, parent_blocks(notice, self._links, note), notice, "parent", channel=channel, ts=ts
+                "chat.update",
+                self._web.chat_update,
+                parent_blocks(notice, self._links, note),
+                notice,
+                "parent",
+                channel=channel,
+                ts=ts,
             )
         except MessageFixed:
             # The workspace forbids edits, or only so late; what is new stands in the thread.
@@ -211,7 +225,7 @@ class SlackNotifier:
                 # A right to read is not needed for news to be told.
                 if is_scope(exc):
                     return
-                problem = translated(exc, call.__name__)
+                problem = translated(exc, call.__name__.replace("_", ".", 1))
                 if isinstance(problem, ChannelClosed):
                     return
                 raise problem from exc
@@ -222,12 +236,23 @@ class SlackNotifier:
             args["cursor"] = cursor
 
 
+def check_token(token: str, *, base_url: str | None = None) -> str:
+    """
+    Whether Slack knows the token, for `doctor`.
+
+    Returns:
+        The workspace and the bot's name.
+
+    Raises:
+        NotifierUnavailable: Slack refuses the token or does not answer.
+    """
+    web = WebClient(token, base_url=base_url or WebClient.BASE_URL, timeout=5, retry_handlers=[])
+    answer = _called("auth.test", web.auth_test)
+    return f"{answer['user']} in {answer['team']}"
+
+
 def _called(method: str, call: Callable[..., Any], **args: Any) -> Any:
     try:
         return call(**args)
     except RAISED as exc:
-        raise _settled(translated(exc, method)) from exc
-
-
-def _settled(problem: PortError) -> PortError:
-    return problem
+        raise translated(exc, method) from exc

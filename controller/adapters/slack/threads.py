@@ -18,7 +18,7 @@ Thread = tuple[str, str]
 
 SLACK_THREADS = Table(
     "slack_threads",
-    MetaData(),
+    MetaData(schema="penstock"),
     Column("rollout_id", Text, primary_key=True),
     Column("channel", Text, nullable=False),
     Column("ts", Text, nullable=False),
@@ -49,7 +49,7 @@ class MemoryThreads:
 
 
 class PostgresThreads:
-    """In the controller's database, table `slack_threads`."""
+    """In the controller's database, table `penstock.slack_threads`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -8,41 +8,38 @@ What a scenario of the demo came to: one JSON object, its lines documented here.
   candidate to 0. "Could be seen" is found afterwards: the queries of the breached gates are asked again at evaluation times going back in
   steps of 0.1 s from the one that the decision rests on; the earliest of the unbroken run of times at which one of them is a breach
   counts. (Prometheus shows a sample some milliseconds after its timestamp, so the true span is a little shorter.)
-* `flag_to_router_s`: from that time of the write until the router was seen to have its revision in force; an upper bound, see
-  `propagation`. Without a rollback: of the last write.
+* `flag_to_router_s`: from that time of the write until the router had it in force, see `propagation`. Without a rollback: of the
+  last write.
 
 Its one rule: nothing here is an opinion of the demo; every number comes from the audit log, the flag history, Prometheus or the users.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from controller.cli.demo.propagation import Propagation, Write
+from controller.cli.demo.propagation import Propagation
 from controller.cli.demo.watch import Said, Watch
 from controller.core.decision import RollBack, Why
-from controller.core.gates import Verdict, judge
+from controller.core.gates import Verdict
 from controller.core.rollout import replay
 from controller.ports import Ports
-from controller.tick import questions
+from controller.tick import observe, questions
 
 STEP = timedelta(seconds=0.1)
 BACK_MAX = timedelta(seconds=30)
 
 
-def report(watch: Watch, ports: Ports, writes: Mapping[str, Write], propagation: Propagation, *, exposed: int) -> dict[str, Any]:
+def report(watch: Watch, ports: Ports, propagation: Propagation, *, exposed: int) -> dict[str, Any]:
     """
     Args:
         watch: At the end of its rollout, or of the demo.
         ports: To ask Prometheus again.
-        writes: Of the flags, by decision.
-        propagation: Of the same writes.
+        propagation: Of the flag writes.
         exposed: User requests that the candidate answered.
     """
-    write = _last_write(watch, writes)
-    reached = None if write is None else propagation.reached(write.revision)
-    breach = breach_to_flag_s(watch, ports, writes)
+    write = propagation.last_of(watch.rollout_id)
+    reached_s = None if write is None else propagation.seconds(write)
     return {
         "scenario": watch.scenario.name,
         "rollout_id": watch.rollout_id,
@@ -61,10 +58,8 @@ def report(watch: Watch, ports: Ports, writes: Mapping[str, Write], propagation:
             for s in watch.said
         ],
         "exposed_requests": exposed,
-        "breach_to_flag_s": breach,
-        "flag_to_router_s": None
-        if write is None or reached is None
-        else round(max(0.0, (reached - write.at).total_seconds()), 3),
+        "breach_to_flag_s": breach_to_flag_s(watch, ports, propagation),
+        "flag_to_router_s": None if reached_s is None else round(reached_s, 3),
     }
 
 
@@ -72,10 +67,10 @@ def as_expected(row: Mapping[str, Any]) -> bool:
     return row["outcome"] in row["expected"].split(" or ")
 
 
-def breach_to_flag_s(watch: Watch, ports: Ports, writes: Mapping[str, Write]) -> float | None:
+def breach_to_flag_s(watch: Watch, ports: Ports, propagation: Propagation) -> float | None:
     """None unless a breach brought the candidate back."""
     said = _rolled_back_by(watch)
-    write = None if said is None else writes.get(said.decided.decision_id)
+    write = None if said is None else propagation.writes.get(said.decided.decision_id)
     if said is None or write is None:
         return None
     visible = _first_visible(watch, said, ports)
@@ -93,22 +88,10 @@ def _first_visible(watch: Watch, said: Said, ports: Ports) -> datetime:
     visible = asked[0] if asked else said.at
     # As the rollout stood when the decision was made.
     rollout = replay(e for e in watch.entries if e.seq < said.seq)
-    gates, scope = questions(rollout, visible)
-    gates = tuple(g for g in gates if g.name in breached)
-    phase = rollout.plan.phases[rollout.phase or 0]
-    at = visible - STEP
-    while at > max(scope.since, visible - BACK_MAX):
-        measured = ports.metrics.measure(gates, replace(scope, at=at))
-        verdicts = (
-            judge(gate, m, rollout.plan.policy, phase, len(rollout.plan.gates)).verdict
-            for gate, m in zip(gates, measured.measurements, strict=True)
-        )
-        if Verdict.BREACH not in verdicts:
+    earliest = max(questions(rollout, visible)[1].since, visible - BACK_MAX)
+    while (at := visible - STEP) > earliest:
+        _, results, _ = observe(rollout, ports, at)
+        if not any(r.gate in breached and r.verdict is Verdict.BREACH for r in results):
             break
-        visible, at = at, at - STEP
+        visible = at
     return visible
-
-
-def _last_write(watch: Watch, writes: Mapping[str, Write]) -> Write | None:
-    mine = [w for w in writes.values() if w.decision_id.startswith(f"{watch.rollout_id}.")]
-    return max(mine, key=lambda w: w.revision, default=None)

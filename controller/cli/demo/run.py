@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import httpx
 from ruamel.yaml import YAML
 
 from bench.arrivals import Arrival, TraceError
-from controller.cli.demo.propagation import Propagation, writes_of
+from controller.cli.demo import propagation
 from controller.cli.demo.report import as_expected, report
 from controller.cli.demo.scenarios import (
     BASELINE,
@@ -54,6 +55,8 @@ WARM_S = 6.0
 """Traffic before the rollouts: Prometheus makes its first scrape 5 s after it started, and a comparison needs a baseline."""
 
 GATE_EVERY = "5s"
+GUARD_EVERY = "1s"
+START_ATTEMPTS = 20
 MARKER = "demo-home"
 DEFAULT_HOME = Path(".penstock") / "demo"
 SLACK_TOKEN = "xoxb-demo"
@@ -185,15 +188,9 @@ class _Demo:
             self._traffic.stop()
 
     def _with(self, controller: Controller, *, time_limit_s: float, keep: bool) -> int:
-        assert self._stack.settings.database_url is not None
-        propagation = Propagation(self._stack.settings.database_url, self._router, ENVIRONMENT)
-        propagation.start()
-        try:
-            self._traffic.start()
-            time.sleep(WARM_S)
-            rows, watches = self._roll_out(controller, propagation, time_limit_s)
-        finally:
-            propagation.stop()
+        self._traffic.start()
+        time.sleep(WARM_S)
+        rows, watches = self._roll_out(controller, time_limit_s)
         self._traffic.stop()
         self._view.end()
         for row in rows:
@@ -211,9 +208,7 @@ class _Demo:
                 pass
         return 0 if good else 1
 
-    def _roll_out(
-        self, controller: Controller, propagation: Propagation, time_limit_s: float
-    ) -> tuple[list[dict[str, Any]], list[Watch]]:
+    def _roll_out(self, controller: Controller, time_limit_s: float) -> tuple[list[dict[str, Any]], list[Watch]]:
         watches = [Watch(s, self._start(s), controller.ports, spoil=self._spoil, say=self._view.say) for s in self._scenarios]
         self._view.begin()
         deadline = time.monotonic() + time_limit_s
@@ -226,32 +221,18 @@ class _Demo:
             time.sleep(LOOK_S)
         for watch in watches:
             watch.give_up()
-        self._await_router(watches, propagation)
-        assert self._stack.settings.database_url is not None
-        writes = writes_of(self._stack.settings.database_url, ENVIRONMENT)
-        return [report(w, controller.ports, writes, propagation, exposed=self._requests(w)[1]) for w in watches], watches
-
-    def _await_router(self, watches: Sequence[Watch], propagation: Propagation) -> None:
-        """Give the last write the time to reach the router before its arrival is asked for."""
-        assert self._stack.settings.database_url is not None
-        revisions = [w.revision for w in writes_of(self._stack.settings.database_url, ENVIRONMENT).values()]
-        deadline = time.monotonic() + 5
-        while revisions and propagation.reached(max(revisions)) is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        writes = propagation.read(
+            str(self._stack.settings.database_url),
+            ENVIRONMENT,
+            router=f"http://{self._router}",
+            log=self._home / "logs" / "router.log",
+        )
+        return [report(w, controller.ports, writes, exposed=self._requests(w)[1]) for w in watches], watches
 
     def _start(self, scenario: Scenario) -> str:
         """Open a rollout as the form in Prefect's UI does: a run of the deployment `rollout/rollout` with the spec as parameters."""
         body = rollout_spec(scenario)
-        api = self._stack.settings.prefect_api_url
-        try:
-            with httpx.Client(base_url=f"{api}/", timeout=30, trust_env=False) as client:
-                deployment = client.get("deployments/name/rollout/rollout").raise_for_status().json()
-                parameters = {"spec": body, "requested_by": REQUESTER}
-                made = client.post(f"deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters})
-                run_id = made.raise_for_status().json()["id"]
-        except (httpx.HTTPError, KeyError, ValueError) as exc:
-            text = exc.response.text[:300] if isinstance(exc, httpx.HTTPStatusError) else str(exc)
-            raise DemoError(f"Prefect at {api} did not start the rollout of {scenario.flag}: {text}") from exc
+        run_id = start_run(str(self._stack.settings.prefect_api_url), {"spec": body, "requested_by": REQUESTER})
         rollout_id = rollout_id_of(RolloutSpec.model_validate(body).to_plan(), run_id)
         self._view.say(f"{scenario.name}: {BASELINE} → {scenario.candidate}, {scenario.story}; rollout {rollout_id}")
         return rollout_id
@@ -286,6 +267,7 @@ class _Demo:
         router = ("controller.cli.app", "router", "--config", str(self._home / "router.yaml"))
         return StackPlan(
             flows=("flows.local", "--every", GATE_EVERY),
+            guard=("--every", GUARD_EVERY),
             prefect_port=ports.prefect,
             prometheus_port=ports.prometheus,
             metric_relabel=dropped_series(self._scenarios),
@@ -318,6 +300,35 @@ class _Demo:
         self._view.console.print("look closer:")
         for row in rows:
             self._view.console.print(f"  PENSTOCK_HOME={self._home} penstock why {row['rollout_id']}", soft_wrap=True)
+
+
+def start_run(api: str, parameters: Mapping[str, Any], *, deployment: str = "rollout/rollout") -> str:
+    """
+    Ask Prefect for a run of a deployment.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        DemoError: Prefect refused, or stayed busy.
+    """
+    # The key makes asking again harmless: with SQLite under it Prefect answers 503 when it is busy for a moment.
+    body = {"parameters": dict(parameters), "idempotency_key": str(uuid4())}
+    problem = ""
+    with httpx.Client(base_url=f"{api}/", timeout=30, trust_env=False) as client:
+        for _ in range(START_ATTEMPTS):
+            try:
+                found = client.get(f"deployments/name/{deployment}").raise_for_status().json()
+                made = client.post(f"deployments/{found['id']}/create_flow_run", json=body)
+                return str(made.raise_for_status().json()["id"])
+            except httpx.HTTPStatusError as exc:
+                problem = exc.response.text[:300]
+                if exc.response.status_code < 500:
+                    break
+            except (httpx.HTTPError, KeyError, ValueError) as exc:
+                problem = str(exc)
+            time.sleep(1)
+    raise DemoError(f"Prefect at {api} did not start a run of {deployment}: {problem}")
 
 
 def fresh_home(home: Path) -> Path:

@@ -16,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from controller.cli.demo.watch import Watch
+from controller.cli.demo.watch import Watch, brief
+from controller.cli.up import address_table
 from controller.core.gates import GateResult, Verdict
 
 OUTCOME_STYLE = {"promoted": "bold green", "rolled_back": "bold magenta", "held": "bold yellow"}
@@ -68,14 +69,6 @@ class View:
 
     def addresses(self, found: Mapping[str, str]) -> None:
         self.console.print(address_table(found))
-
-
-def address_table(found: Mapping[str, str]) -> Table:
-    """What is where."""
-    table = Table(box=None, show_header=False, padding=(0, 2))
-    for name, address in found.items():
-        table.add_row(Text(name, style="bold"), Text(address))
-    return table
 
 
 def _board(watches: Sequence[Watch], requests: Requests, elapsed_s: float) -> RenderableType:
@@ -131,7 +124,7 @@ def _decision(watch: Watch) -> Text:
     if not watch.said:
         return Text("")
     last = watch.said[-1].decision
-    return Text.assemble((last.kind.replace("_", " "), "bold"), f": {last.text}")
+    return Text.assemble((last.kind.replace("_", " "), "bold"), f": {brief(last.text)}")
 
 
 def _summary(rows: Sequence[Mapping[str, Any]], watches: Mapping[str, Watch]) -> Table:

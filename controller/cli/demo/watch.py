@@ -143,7 +143,14 @@ class Watch:
         for said in self.said:
             kind = f"{said.decision.kind}:{said.decision.why}"
             if said.seq in fresh and (kind != last or said.decision.kind != "hold"):
-                self._say(
-                    f"{self.scenario.name}: {said.decision.kind.replace('_', ' ')} ({said.decision.why}): {said.decision.text}"
-                )
+                what = f"{said.decision.kind.replace('_', ' ')} ({said.decision.why.replace('_', ' ')})"
+                self._say(f"{self.scenario.name}: {what}: {brief(said.decision.text)}")
             last = kind
+
+
+def brief(text: str) -> str:
+    """The first of the clauses that a decision's text is made of, and how many more there are."""
+    first, *more = text.split("; ")
+    # A reason may itself be of two clauses: "0% bad requests, limit 1%; 21 of 40 requests".
+    more = [clause for clause in more if ": " in clause]
+    return f"{first} (and {len(more)} more)" if more else text

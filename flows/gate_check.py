@@ -23,7 +23,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from controller.commands import CommandRefused, abort
 from controller.core.rollout import LogError, Rollout, replay
-from controller.ports import PortError, Ports
+from controller.ports import PortError, Ports, UnknownRollout
 from controller.sweep import Swept, look
 from controller.tick import Outcome, due
 from flows import record, stuck
@@ -165,7 +165,10 @@ def _mirror_all(ports: Ports, client: SyncPrefectClient, runs: Mapping[str, Flow
     """Every record run says where its rollout stands now, those included that the guard or a person ended meanwhile."""
     for rollout_id, run in runs.items():
         with only_logged(f"{rollout_id}: the run {run.name!r} could not be updated"):
-            entries = ports.audit.entries(rollout_id)
+            try:
+                entries = ports.audit.entries(rollout_id)
+            except UnknownRollout:
+                continue  # the record of another controller that shares this Prefect server
             rollout = replay(entries)
             if record.mirror(client, run, rollout) and rollout.ended and rollout_id not in shown:
                 record.publish(client, rollout, entries, run.id)

@@ -65,9 +65,9 @@ class Connections:
             return await self._kept.post(
                 url, data=body, headers=headers, timeout=_limit(total_s), allow_redirects=False, trace_request_ctx=use
             )
-        except _CLOSED:
+        except _CLOSED as exc:
             took_s = time.monotonic() - started
-            if not use.reused or took_s > min(STALE_S, total_s):
+            if not use.reused or took_s > min(STALE_S, total_s) or _had_begun(exc):
                 raise
         return await self._fresh.post(url, data=body, headers=headers, timeout=_limit(total_s - took_s), allow_redirects=False)
 
@@ -96,6 +96,11 @@ def _session(connector: aiohttp.TCPConnector, *traces: aiohttp.TraceConfig) -> a
 def _limit(total_s: float) -> aiohttp.ClientTimeout:
     # ceil_threshold: aiohttp rounds longer timeouts up to whole seconds unless told otherwise.
     return aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_S, ceil_threshold=1e9)
+
+
+def _had_begun(exc: Exception) -> bool:
+    """Whether the first bytes of an answer came: aiohttp then puts what it could read of its head in place of the message."""
+    return isinstance(exc, aiohttp.ServerDisconnectedError) and not isinstance(exc.message, str)
 
 
 async def _note_reuse(

@@ -9,6 +9,7 @@ when the source is down the last state stays, nobody is told a new one, and whoe
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,8 @@ RESYNC_S = 1.0
 
 BACKOFF_S = (0.1, 2.0)
 """First and longest pause between tries when the source is down."""
+
+_STOP_NOTICED_S = 0.1
 
 FIRST_STATE_WAIT_S = 5.0
 """How long the first requests wait for the first state."""
@@ -118,7 +121,7 @@ class FlagHub:
             self._thread.start()
 
     async def close(self) -> None:
-        """End the thread; it notices within the resync interval."""
+        """End the thread; it notices within a moment."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._stop.set()
@@ -182,7 +185,7 @@ class FlagHub:
                 self._publish(self._source.read(), None)
                 pause_s = BACKOFF_S[0]
                 while not self._stop.is_set():
-                    self._source.wait_for_change(self._resync_s)
+                    self._await_change()
                     self._publish(self._source.read(), None)
             except FlagUnavailable as exc:
                 self._publish(None, str(exc))
@@ -193,6 +196,13 @@ class FlagHub:
                 self._publish(None, f"{type(exc).__name__}: {exc}")
                 self._stop.wait(BACKOFF_S[1])
         self._source.close()
+
+    def _await_change(self) -> None:
+        """Until the source says something, the resync is due, or the hub is closed."""
+        due = time.monotonic() + self._resync_s
+        while not self._stop.is_set() and (left_s := due - time.monotonic()) > 0:
+            if self._source.wait_for_change(min(left_s, _STOP_NOTICED_S)):
+                return
 
     def _publish(self, snapshots: Mapping[str, Snapshot] | None, down: str | None) -> None:
         assert self._loop is not None

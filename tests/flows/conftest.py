@@ -40,9 +40,7 @@ class World:
         self.now = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
         self.audit = MemoryAudit(clock=lambda: self.now)
         self.metrics = MemoryMetrics(exposure=1234.0)
-        self.ports = Ports(
-            audit=self.audit, index=self.audit, flags=MemoryFlags(clock=lambda: self.now), metrics=self.metrics
-        )
+        self.ports = Ports(audit=self.audit, index=self.audit, flags=MemoryFlags(clock=lambda: self.now), metrics=self.metrics)
         settings = Settings(home=Path("unused"))
         self.controller = Controller(settings=settings, ports=self.ports, outbox=self.audit, notifier=Silent())
         self.errors(bad=1, total=2000)
@@ -82,7 +80,9 @@ class World:
     def artifacts(self, rollout_id: str) -> list[Artifact]:
         """Oldest first."""
         key = ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key(rollout_id)]))
-        return sorted(self.client.read_artifacts(artifact_filter=key), key=lambda a: a.created or datetime.min.replace(tzinfo=UTC))
+        return sorted(
+            self.client.read_artifacts(artifact_filter=key), key=lambda a: a.created or datetime.min.replace(tzinfo=UTC)
+        )
 
 
 def spec(name: str | None = None, *, approval: bool = False) -> dict[str, Any]:

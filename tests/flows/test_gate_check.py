@@ -1,6 +1,7 @@
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import pytest
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.states import Cancelling, Running
@@ -10,7 +11,7 @@ from controller.commands import start
 from controller.core.rollout import Entry, Opened
 from controller.spec import RolloutSpec
 from controller.sweep import look
-from flows import stuck
+from flows import record, stuck
 from flows.gate_check import gate_check
 from tests.flows.conftest import QUERY, World, spec
 
@@ -32,8 +33,8 @@ def test_takes_a_good_candidate_to_the_end_and_its_record_with_it(world: World) 
     assert check.name.endswith(" · 1 rollout")
     assert world.again(run).state_name == "full 100%"
     world.later(hours=1).run("gate-check")
-    record = world.again(run)
-    assert (record.state_type, record.state_name) == (StateType.COMPLETED, "Promoted")
+    shown = world.again(run)
+    assert (shown.state_type, shown.state_name) == (StateType.COMPLETED, "Promoted")
     latest = world.artifacts(rollout_id)[-1]
     assert latest.flow_run_id == run.id
     assert QUERY in str(latest.data)
@@ -66,17 +67,17 @@ def test_rolls_a_bad_candidate_back_and_says_why_on_the_record(world: World) -> 
     run, _ = world.start()
     world.errors(bad=400, total=2000)
     world.later(minutes=15).run("gate-check")
-    record = world.again(run)
-    assert (record.state_type, record.state_name) == (StateType.COMPLETED, "Rolled back")
-    assert record.state is not None and "20%" in (record.state.message or "")
+    shown = world.again(run)
+    assert (shown.state_type, shown.state_name) == (StateType.COMPLETED, "Rolled back")
+    assert shown.state is not None and "20%" in (shown.state.message or "")
 
 
 def test_cancelling_the_record_aborts_the_rollout_although_nothing_is_due(world: World) -> None:
     run, rollout_id = world.start("call-off")
     world.client.set_flow_run_state(run.id, Cancelling())
     world.later(seconds=1).run("gate-check")
-    record = world.again(run)
-    assert (record.state_type, record.state_name) == (StateType.CANCELLED, "Aborted")
+    shown = world.again(run)
+    assert (shown.state_type, shown.state_name) == (StateType.CANCELLED, "Aborted")
     flag = world.ports.flags.read("production", "flag-call-off")
     assert flag is not None and flag.weight == 0
     assert list(world.ports.index.active()) == []
@@ -89,9 +90,9 @@ def test_gives_a_rollout_that_was_started_elsewhere_a_record_of_its_own_and_only
     world.run("gate-check")
     world.later(hours=1).run("gate-check")
     tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=[f"rollout:{opened.id}"]))
-    (record,) = world.client.read_flow_runs(flow_run_filter=tagged)
-    assert record.name == f"{plan.name}: gpt-4.1 → gpt-5"
-    assert record.state_name == "full 100%"
+    (shown,) = world.client.read_flow_runs(flow_run_filter=tagged)
+    assert shown.name == f"{plan.name}: gpt-4.1 → gpt-5"
+    assert shown.state_name == "full 100%"
 
 
 def test_ends_the_record_of_a_rollout_that_the_guard_brought_back(world: World) -> None:
@@ -124,13 +125,14 @@ def test_looks_at_one_rollout_by_name_and_by_force(world: World) -> None:
     assert world.again(run).state_name == "canary-5 5%"
 
 
-def test_a_record_that_somebody_set_to_running_is_paused_again_and_a_young_one_is_left_alone(world: World) -> None:
+def test_a_record_that_is_about_its_own_first_look_is_left_alone_for_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, _ = world.start()
     world.client.set_flow_run_state(run.id, Running(), force=True)
     world.later(hours=1).run("gate-check")
-    assert world.again(run).state_type is StateType.RUNNING  # it may be about its own first look
-    old = Running(timestamp=datetime.now(UTC) - timedelta(minutes=3))
-    world.client.set_flow_run_state(run.id, old, force=True)
+    assert world.again(run).state_type is StateType.RUNNING
+    monkeypatch.setattr(record, "STARTING", timedelta(0))
     world.later(minutes=15).run("gate-check")
     assert world.again(run).state_name == "full 100%"
 

@@ -84,12 +84,12 @@ def test_approve_counts_for_the_group_and_refuses_the_requester(world: World) ->
     run, rollout_id = world.start(approval=True)
     world.later(hours=1).run("gate-check")
     assert world.again(run).state_name == "canary-5 5%, approve full?"
-    own = world.run("approve", rollout=rollout_id, approver="alice", group="release-managers")
+    own = world.later(minutes=1).run("approve", rollout=rollout_id, approver="alice", group="release-managers")
     assert own.state_type is StateType.FAILED
     assert own.state is not None and "alice started" in (own.state.message or "")
     yes = world.run("approve", rollout=rollout_id, approver="dave", group="release-managers")
     assert (yes.name, yes.state_name) == (f"dave approves {rollout_id}", "Approved")
-    world.later(minutes=1).run("gate-check")
+    world.later(seconds=1).run("gate-check")
     assert world.again(run).state_name == "full 100%"
 
 

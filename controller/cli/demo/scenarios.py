@@ -6,8 +6,9 @@ differs from production in times and in nothing else; every gate, limit and phas
 
 How the numbers were chosen, so that no seed ends otherwise:
 
-* The baseline answers in 0.57 s (median) and 0.8 s (p95); good candidates are 8% faster and about 20% cheaper. The p95 limit of 1.0 s
-  leaves both room for a busy machine, and 60% more puts about a quarter of the requests over it: a breach after 20 to 30 requests.
+* The baseline answers in 0.57 s (median) and 0.8 s (p95); good candidates are 8% faster and about 20% cheaper. The absolute limit of
+  2 s leaves room for a machine that is busy with other things, which slows both arms alike; 60% more is found by the comparisons with
+  the baseline, which do not mind: 20 to 30 requests of the candidate are enough.
 * At 5% a rate of 60 requests a second gives the candidate 3 a second: 40 of them, which a pass needs, in about 14 s.
 * Nobody fails by chance: errors come only when the script says so, and then for four requests in ten.
 """
@@ -144,7 +145,7 @@ def rollout_spec(scenario: Scenario, *, channel: str = "#llm-rollouts") -> dict[
         "candidate": {"model": scenario.candidate},
         "metrics": {"profile": "router"},
         "slos": [
-            {"name": "latency-p95", "indicator": "latency", "where": {"streaming": "false"}, "quantile": 0.95, "max": "1s"},
+            {"name": "latency-p95", "indicator": "latency", "where": {"streaming": "false"}, "quantile": 0.95, "max": "2s"},
             {"name": "error-rate", "indicator": "error_ratio", "max": "1%"},
             {"name": "timeout-rate", "indicator": "timeout_ratio", "max": "0.5%"},
             {"name": "availability", "indicator": "availability", "min": "99.9%"},

@@ -1,0 +1,201 @@
+"""The order of the checks: each test breaks exactly one condition of a rollout that would otherwise advance."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from controller.core.converge import Drift, InStep, Killed, UnrecordedLowering
+from controller.core.decide import decide
+from controller.core.decision import Advance, Hold, Pause, Promote, RollBack, Weights, Why
+from controller.core.gates import GateResult, Verdict
+from controller.core.plan import (
+    Approval,
+    FreezeSpan,
+    GateMode,
+    Mode,
+    OnBreach,
+    OnDrift,
+    Phase,
+    Plan,
+    Policy,
+    RateLimit,
+    Silence,
+)
+from controller.core.rollout import AwaitingApproval, Baking, Paused, Pending, Rollout, State, Vote
+from flagspec import Variant
+
+BEGAN = datetime(2026, 5, 4, 9, 0, tzinfo=UTC)
+NOW = BEGAN + timedelta(hours=2)
+PLAN = Plan(
+    name="chat",
+    environment="production",
+    flag="chat",
+    baseline=Variant(model="old"),
+    candidate=Variant(model="new"),
+    phases=(
+        Phase(name="canary", mode=Mode.LIVE, weight=5_000, bake=timedelta(hours=1)),
+        Phase(name="half", mode=Mode.LIVE, weight=50_000, bake=timedelta(hours=1)),
+        Phase(name="full", mode=Mode.LIVE, weight=100_000, bake=timedelta(hours=1)),
+    ),
+    gates=(RateLimit(name="errors", indicator="error_ratio", limit=0.01), Silence()),
+    policy=Policy(),
+)
+PASSED = (GateResult(gate="errors", verdict=Verdict.PASS, reason="fine"),)
+
+
+def rollout(state: State | None = None, plan: Plan = PLAN) -> Rollout:
+    return Rollout(
+        id="chat-1",
+        plan=plan,
+        plan_digest="d",
+        requester="rita",
+        opened_at=BEGAN,
+        state=state or Baking(phase=0, since=BEGAN),
+        seq=5,
+        weights=Weights(live=5_000),
+        applied="chat-1.2.advance",
+    )
+
+
+def result(verdict: Verdict, mode: GateMode = GateMode.ENFORCE) -> GateResult:
+    return GateResult(gate="errors", verdict=verdict, mode=mode, reason="because")
+
+
+def with_approval(**changes: object) -> Plan:
+    approval = Approval(groups=("managers",), **changes)  # type: ignore[arg-type]
+    canary, half, full = PLAN.phases
+    return replace(PLAN, phases=(canary, replace(half, approval=approval), full))
+
+
+def waiting(*votes: Vote) -> AwaitingApproval:
+    return AwaitingApproval(phase=0, since=BEGAN, entering=1, asked_at=BEGAN, votes=votes)
+
+
+def vote(actor: str, *, at: datetime = NOW, group: str = "managers") -> Vote:
+    return Vote(actor=actor, groups=(group,), at=at)
+
+
+def test_advances_when_every_check_is_passed() -> None:
+    decision = decide(rollout(), InStep(), PASSED, NOW, may_raise=True)
+    assert isinstance(decision, Advance) and decision.phase == 1
+
+
+def test_promotes_after_the_last_phase() -> None:
+    decision = decide(rollout(Baking(phase=2, since=BEGAN)), InStep(), PASSED, NOW, may_raise=True)
+    assert isinstance(decision, Promote)
+
+
+def test_begins_with_the_first_phase() -> None:
+    decision = decide(rollout(Pending()), InStep(), (), NOW, may_raise=True)
+    assert isinstance(decision, Advance) and (decision.phase, decision.why) == (0, Why.STARTED)
+
+
+def test_a_kill_rolls_back_whatever_the_gates_say() -> None:
+    decision = decide(rollout(), Killed(), PASSED, NOW, may_raise=True)
+    assert isinstance(decision, RollBack) and decision.why is Why.KILLED
+
+
+def test_a_lowering_that_the_log_missed_is_recorded_as_a_rollback() -> None:
+    decision = decide(rollout(), UnrecordedLowering(decision_id="chat-1.6.roll_back"), PASSED, NOW, may_raise=False)
+    assert isinstance(decision, RollBack) and decision.why is Why.UNRECORDED_LOWERING
+
+
+@pytest.mark.parametrize("may_raise", [True, False])
+def test_a_breach_rolls_back_for_gate_check_and_guard_alike(may_raise: bool) -> None:
+    decision = decide(rollout(), InStep(), (result(Verdict.BREACH),), NOW, may_raise=may_raise)
+    assert isinstance(decision, RollBack) and decision.why is Why.BREACH
+    assert "errors: because" in decision.text
+
+
+def test_a_breach_rolls_back_a_paused_rollout_too() -> None:
+    paused = Paused(settled=Baking(phase=0, since=BEGAN), why=Why.BY_PERSON, text="lunch", since=NOW)
+    assert isinstance(decide(rollout(paused), InStep(), (result(Verdict.BREACH),), NOW, may_raise=False), RollBack)
+
+
+def test_a_breach_pauses_where_the_plan_says_so() -> None:
+    plan = replace(PLAN, policy=Policy(on_breach=OnBreach.PAUSE))
+    assert isinstance(decide(rollout(plan=plan), InStep(), (result(Verdict.BREACH),), NOW, may_raise=True), Pause)
+
+
+@pytest.mark.parametrize("mode", [GateMode.WARN, GateMode.DRY_RUN])
+def test_a_breach_of_a_gate_that_only_warns_does_not_stop_the_rollout(mode: GateMode) -> None:
+    decision = decide(rollout(), InStep(), (*PASSED, result(Verdict.BREACH, mode)), NOW, may_raise=True)
+    assert isinstance(decision, Advance)
+
+
+def test_drift_pauses_or_rolls_back_as_the_plan_says() -> None:
+    drift = Drift(expected=Weights(live=5_000), text="the flag is at 90%")
+    assert isinstance(decide(rollout(), drift, PASSED, NOW, may_raise=True), Pause)
+    plan = replace(PLAN, policy=Policy(on_drift=OnDrift.ROLLBACK))
+    assert isinstance(decide(rollout(plan=plan), drift, PASSED, NOW, may_raise=True), RollBack)
+
+
+def test_the_guard_never_raises() -> None:
+    decision = decide(rollout(), InStep(), PASSED, NOW, may_raise=False)
+    assert isinstance(decision, Hold) and decision.why is Why.GUARD_ONLY
+
+
+@pytest.mark.parametrize(
+    ("results", "why"),
+    [
+        ((result(Verdict.ERROR),), Why.METRICS_FAILED),
+        ((result(Verdict.INSUFFICIENT),), Why.NOT_ENOUGH_EVIDENCE),
+        ((*PASSED, result(Verdict.INSUFFICIENT)), Why.NOT_ENOUGH_EVIDENCE),
+        ((), Why.NOT_ENOUGH_EVIDENCE),
+    ],
+)
+def test_holds_without_a_pass_of_every_enforced_gate(results: tuple[GateResult, ...], why: Why) -> None:
+    decision = decide(rollout(), InStep(), results, NOW, may_raise=True)
+    assert isinstance(decision, Hold) and decision.why is why
+
+
+def test_holds_until_the_bake_is_over_and_says_until_when() -> None:
+    decision = decide(rollout(), InStep(), PASSED, BEGAN + timedelta(minutes=59, seconds=59), may_raise=True)
+    assert isinstance(decision, Hold) and (decision.why, decision.next_look) == (Why.BAKING, BEGAN + timedelta(hours=1))
+    assert isinstance(decide(rollout(), InStep(), PASSED, BEGAN + timedelta(hours=1), may_raise=True), Advance)
+
+
+def test_a_freeze_stops_raising_but_not_rolling_back() -> None:
+    span = FreezeSpan(name="launch", starts=datetime(2026, 5, 4), ends=datetime(2026, 5, 5), timezone="UTC")  # noqa: DTZ001  # wall-clock times
+    plan = replace(PLAN, freezes=(span,))
+    decision = decide(rollout(plan=plan), InStep(), PASSED, NOW, may_raise=True)
+    assert isinstance(decision, Hold) and decision.why is Why.FROZEN
+    assert isinstance(decide(rollout(plan=plan), InStep(), (result(Verdict.BREACH),), NOW, may_raise=True), RollBack)
+
+
+def test_waits_for_approval_only_when_everything_else_is_passed() -> None:
+    plan = with_approval()
+    asked = decide(rollout(plan=plan), InStep(), PASSED, NOW, may_raise=True)
+    assert isinstance(asked, Hold) and asked.why is Why.AWAITING_APPROVAL
+    early = decide(rollout(plan=plan), InStep(), PASSED, BEGAN, may_raise=True)
+    assert isinstance(early, Hold) and early.why is Why.BAKING
+
+
+@pytest.mark.parametrize(
+    ("votes", "advances"),
+    [
+        ((), False),
+        ((vote("amir"),), True),
+        ((vote("rita"),), False),  # started it
+        ((vote("amir", group="interns"),), False),
+        ((vote("amir", at=NOW - timedelta(hours=49)),), False),  # expired
+        ((vote("amir", at=NOW - timedelta(hours=47)),), True),
+    ],
+)
+def test_an_approval_counts_when_it_is_anothers_of_the_group_and_fresh(votes: tuple[Vote, ...], advances: bool) -> None:
+    decision = decide(rollout(waiting(*votes), with_approval()), InStep(), PASSED, NOW, may_raise=True)
+    assert isinstance(decision, Advance) is advances
+
+
+def test_two_approvals_are_of_two_people() -> None:
+    plan = with_approval(count=2)
+    one = decide(rollout(waiting(vote("amir")), plan), InStep(), PASSED, NOW, may_raise=True)
+    two = decide(rollout(waiting(vote("amir"), vote("bea")), plan), InStep(), PASSED, NOW, may_raise=True)
+    assert isinstance(one, Hold) and isinstance(two, Advance)
+
+
+def test_an_approved_rollout_whose_gates_no_longer_pass_holds() -> None:
+    state = waiting(vote("amir"))
+    decision = decide(rollout(state, with_approval()), InStep(), (result(Verdict.INSUFFICIENT),), NOW, may_raise=True)
+    assert isinstance(decision, Hold)

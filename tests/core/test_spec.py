@@ -1,0 +1,130 @@
+"""rollout.yaml: what is accepted, and how each mistake is told."""
+
+from pathlib import Path
+
+import pytest
+
+from controller.codec import event_from_json, event_to_json, plan_digest
+from controller.core.plan import AtLeast, AtMost, MeanIncrease, Plan, QuantileIncrease, QuantileLimit, RateLimit, Silence
+from controller.core.rollout import Opened
+from controller.spec import RolloutSpec
+from specfile import SpecError, parse_text
+
+GOOD = """\
+apiVersion: penstock/v1
+kind: Rollout
+metadata: {name: chat, owner: team}
+flag: chat-model
+baseline: {model: gpt-4.1}
+candidate: {model: gpt-5, params: {reasoning_effort: low}}
+slos:
+  - {name: p95, indicator: latency, where: {streaming: "false"}, quantile: 0.95, max: 3.0s}
+  - {name: errors, indicator: error_ratio, max: 1%}
+  - {name: up, indicator: availability, min: 99.9%}
+comparisons:
+  - {name: p95-rel, indicator: latency, quantile: 0.95, max_increase: 15%}
+  - {name: cost, indicator: cost_per_request, max_increase: 10%}
+events:
+  - {name: tried, indicator: fallbacks, at_least: 1, by_phase: canary}
+  - {name: sev1, indicator: firing_alerts, where: {severity: sev1}, at_most: 0}
+gates: {every: 15m, guard_every: 15s, min_requests: 100}
+phases:
+  - {name: shadow, mode: shadow, traffic: 10%, bake: 1h}
+  - {name: canary, traffic: 0.5%, bake: 1h}
+  - {name: full, traffic: 100%, bake: 1h, approval: {from: [managers], count: 2}}
+"""
+
+
+def plan_of(text: str) -> Plan:
+    return parse_text(RolloutSpec, text, "rollout.yaml").to_plan()
+
+
+def test_every_part_reaches_the_plan() -> None:
+    plan = plan_of(GOOD)
+    assert [type(g) for g in plan.gates] == [
+        QuantileLimit,
+        RateLimit,
+        RateLimit,
+        QuantileIncrease,
+        MeanIncrease,
+        AtLeast,
+        AtMost,
+        Silence,
+    ]
+    assert [(p.weight, p.live_weight, p.shadow_weight) for p in plan.phases] == [(10_000, 0, 10_000), (500, 500, 0), (100_000, 100_000, 0)]
+    up = plan.gates[2]
+    assert isinstance(up, RateLimit) and up.limit == 0.001
+    assert plan.candidate.params == {"reasoning_effort": "low"}
+
+
+def test_a_plan_survives_the_audit_log_unchanged() -> None:
+    plan = plan_of(GOOD)
+    opened = Opened(plan=plan, plan_digest=plan_digest(plan), key="k")
+    assert event_from_json(event_to_json(opened)) == opened
+
+
+def test_a_form_that_prefect_sends_as_json_gives_the_same_plan() -> None:
+    spec = parse_text(RolloutSpec, GOOD, "rollout.yaml")
+    again = RolloutSpec.model_validate_json(spec.model_dump_json(by_alias=True))
+    assert plan_digest(again.to_plan()) == plan_digest(spec.to_plan())
+
+
+def test_comparisons_and_silence_end_where_no_baseline_is_left() -> None:
+    names = [g.name for g in plan_of(GOOD).gates_of(2)]
+    assert names == ["p95", "errors", "up", "tried", "sev1"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "points_at", "says"),
+    [
+        ("max: 3.0s", "max: 3.05s", "3.05s", "not a bucket edge"),
+        ("max: 3.0s", "max: 3%", "3%}", "not a duration"),
+        ("max: 1%", "max: 101%", "101%", "over 100%"),
+        ("max: 1%", "max: 100%", "100%}", "could never say no"),
+        ("max: 1%", "min: 1%", "1%}", "has a max, not a min"),
+        ("min: 99.9%", "min: 0%", "0%}", "could never say no"),
+        ("quantile: 0.95, max: 3.0s", "max: 3.0s", "{name: p95, ind", "needs a quantile"),
+        ("quantile: 0.95, max: 3.0s", "quantil: 0.95, max: 3.0s", "quantil:", "did you mean 'quantile'"),
+        ("by_phase: canary", "by_phase: cannary", "- {name: tried", "not a phase of this plan"),
+        ("traffic: 0.5%", "traffic: 0%", "0%, bake: 1h}", "above 0"),
+        ("traffic: 0.5%", "traffic: 120%", "120%", "over 100%"),
+        ("traffic: 0.5%", "traffic: 5", "5, bake", "not a percentage"),
+        ("traffic: 0.5%", "traffic: 100%", "100%, bake: 1h, app", "does not rise"),
+        ("traffic: 100%", "traffic: 50%", "50%", "ends at 100%"),
+        ("mode: shadow", "mode: shady", "shady", "'shadow' or 'live'"),
+        ("count: 2", "count: 0", "0}}", "at least 1"),
+        ("model: gpt-5, params: {reasoning_effort: low}", "model: gpt-4.1", "{model: gpt-4.1}\nslos", "same as the baseline"),
+        ("flag: chat-model", 'flag: "Chat Model!"', '"Chat Model!"', "match"),
+        ("name: errors", "name: p95", "- {name: p95, indicator: latency, where", "used twice"),
+        ("guard_every: 15s", "guard_every: 1h", "1h, min", "longer than gates.every"),
+        ("max_increase: 15%", "max_increase: -15%", "-15%", "negative"),
+        ("kind: Rollout", "kind: Rolout", "Rolout", "Rollout"),
+    ],
+)
+def test_a_mistake_is_told_with_its_line_and_column(old: str, new: str, points_at: str, says: str) -> None:
+    text = GOOD.replace(old, new, 1)
+    assert old in GOOD and points_at in text
+    before = text[: text.rindex(points_at)] if points_at == "0%, bake: 1h}" else text[: text.index(points_at)]
+    place = f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+    with pytest.raises(SpecError) as caught:
+        plan_of(text)
+    assert any(line.startswith(f"rollout.yaml:{place}: ") and says in line for line in str(caught.value).splitlines()), str(caught.value)
+
+
+def test_a_plan_without_any_gate_on_the_candidate_is_refused() -> None:
+    text = GOOD.replace(GOOD[GOOD.index("slos:") : GOOD.index("comparisons:")], "")
+    with pytest.raises(SpecError, match="comparisons need a baseline, and at 100% none runs"):
+        plan_of(text)
+
+
+def test_two_mistakes_are_told_at_once() -> None:
+    text = GOOD.replace("max: 3.0s", "max: fast").replace("bake: 1h", "bake: soon", 1)
+    with pytest.raises(SpecError) as caught:
+        plan_of(text)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_the_yaml_of_the_documentation_is_accepted() -> None:
+    example = Path(__file__).parents[2] / "docs" / "examples" / "rollout.yaml"
+    spec = parse_text(RolloutSpec, example.read_text(), example.name)
+    assert len(spec.to_plan().phases) == 6

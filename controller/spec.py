@@ -7,7 +7,7 @@ are validated and kept; `kept_for_later` names those a file sets.
 """
 
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -218,8 +218,8 @@ class DeadMan(_Spec):
 class Gates(_Spec):
     """How the gates are run."""
 
-    every: PositiveDuration = _at(0, timedelta(minutes=15), description="Time between gate checks, which may raise")
-    guard_every: PositiveDuration = _at(1, timedelta(seconds=15), description="Time between looks of the guard, which only lowers")
+    every: PositiveDuration = _at(0, "15m", validate_default=True, description="Time between gate checks, which may raise")
+    guard_every: PositiveDuration = _at(1, "15s", validate_default=True, description="Time between looks of the guard, which only lowers")
     confidence: float = _at(2, 0.95)
     min_requests: int = _at(3, 500, description="Requests of the candidate that a passing verdict needs")
     on_breach: Literal["rollback", "pause"] = _at(4, "rollback")
@@ -245,7 +245,7 @@ class ApprovalSpec(_Spec):
 
     from_: list[Name] = Field(alias="from", json_schema_extra={"position": 0})
     count: int = _at(1, 1)
-    expires: PositiveDuration = _at(2, timedelta(hours=48))
+    expires: PositiveDuration = _at(2, "48h", validate_default=True)
     not_requester: bool = _at(3, True)
 
     def approval(self) -> core.Approval:
@@ -285,7 +285,7 @@ class Budget(_Spec):
 
     per_day: Money | None = _at(0, None)
     total: Money | None = _at(1, None)
-    warn_at: Ratio = _at(2, 0.8)
+    warn_at: Ratio = _at(2, "80%", validate_default=True)
     on_exceed: Literal["downgrade", "hold", "rollback"] = _at(3, "hold")
 
 

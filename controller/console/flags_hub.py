@@ -171,6 +171,8 @@ class FlagHub:
             )
 
         flag = await asyncio.to_thread(act)
+        if self._thread is None:
+            return flag  # nobody reads yet
         state = self._shared.state(environment)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._resync_s):

@@ -29,6 +29,10 @@ class Databases:
             upgrade(create_database(self.server.url, "template_penstock"))
             self._template = "template_penstock"
         name = f"test_{next(self._numbers)}"
-        with psycopg.connect(self.server.url, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy".encode())
+        try:
+            with psycopg.connect(self.server.url, autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy".encode())
+        except psycopg.Error as exc:
+            exc.add_note("\n".join(self.server.log_path.read_text().splitlines()[-20:]))
+            raise
         return self.server.url_for(name)

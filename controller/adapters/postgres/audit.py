@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, RowMapping, delete, func, insert, literal_column, select, text
+from sqlalchemy import Connection, Engine, RowMapping, Select, bindparam, delete, func, insert, literal_column, select, text
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -50,6 +50,24 @@ class _Head:
 class _Known:
     entries: tuple[Entry, ...]
     last_hash: str
+
+
+def _head_query() -> Select[Any]:
+    """The clock, the last row of the chain, and the last row of one rollout; built once, as every append asks it."""
+    last = select(audit.c.id, audit.c.hash).order_by(audit.c.id.desc()).limit(1).subquery("last")
+    tail = (
+        select(audit.c.seq, audit.c.plan_digest)
+        .where(audit.c.rollout_id == bindparam("rollout_id"))
+        .order_by(audit.c.seq.desc())
+        .limit(1)
+        .subquery("tail")
+    )
+    one = select(func.clock_timestamp().label("at")).subquery("one")
+    joined = one.outerjoin(last, text("true")).outerjoin(tail, text("true"))
+    return select(one.c.at, last.c.id, last.c.hash, tail.c.seq, tail.c.plan_digest).select_from(joined)
+
+
+_HEAD = _head_query()
 
 
 class PostgresAudit(PostgresOutbox):
@@ -182,19 +200,7 @@ class PostgresAudit(PostgresOutbox):
     @staticmethod
     def _head(connection: Connection, rollout_id: str) -> _Head:
         # A statement of its own: one that also took the lock would see the table as it was before it waited.
-        last = select(audit.c.id, audit.c.hash).order_by(audit.c.id.desc()).limit(1).subquery("last")
-        tail = (
-            select(audit.c.seq, audit.c.plan_digest)
-            .where(audit.c.rollout_id == rollout_id)
-            .order_by(audit.c.seq.desc())
-            .limit(1)
-            .subquery("tail")
-        )
-        one = select(func.clock_timestamp().label("at")).subquery("one")
-        joined = one.outerjoin(last, text("true")).outerjoin(tail, text("true"))
-        row = connection.execute(
-            select(one.c.at, last.c.id, last.c.hash, tail.c.seq, tail.c.plan_digest).select_from(joined)
-        ).one()
+        row = connection.execute(_HEAD, {"rollout_id": rollout_id}).one()
         return _Head(
             at=row.at.astimezone(UTC), id=row.id or 0, hash=row.hash or GENESIS, seq=row.seq or 0, plan_digest=row.plan_digest
         )

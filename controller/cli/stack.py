@@ -25,9 +25,11 @@ from typing import Any, Self
 
 import controller
 from controller.cli.parts import ChildPart, Part, PostgresPart, Program, PrometheusPart
+from controller.ports import Unavailable
 from controller.settings import Settings
 from services.errors import ServiceError
 from services.ports import free_port, port_in_use
+from services.process import http_ready
 from services.prometheus import PrometheusServer
 from specfile import format_duration
 
@@ -63,6 +65,7 @@ class StackPlan:
         scrape: Scrape jobs: name to `host:port` addresses.
         programs: Started first, beside the servers.
         routers: Started last but for the flows; they read flags from `serve`.
+        listens: Addresses that these programs will listen on, by what messages call them.
         durable: False turns fsync of the database off, for data that nobody misses.
     """
 
@@ -75,6 +78,7 @@ class StackPlan:
     scrape: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     programs: tuple[Program, ...] = ()
     routers: tuple[Program, ...] = ()
+    listens: Mapping[str, str] = field(default_factory=dict)
     durable: bool = True
 
 
@@ -110,6 +114,7 @@ class Stack:
         try:
             self._take_home()
             self._check_ports()
+            self._check_given()
             self._start_all()
         except ServiceError as exc:
             self.stop()
@@ -279,23 +284,37 @@ class Stack:
 
     def _check_ports(self) -> None:
         """Before anything starts: a taken port is the commonest mistake, and deserves the plainest sentence."""
-        host, _, port = self.settings.listen.rpartition(":")
-        if not host or not port.isdecimal():
-            raise StackError(
-                f"PENSTOCK_LISTEN: {self.settings.listen!r} is not an address; write host:port, such as 127.0.0.1:8420"
-            )
-        wanted = [(host.strip("[]"), int(port), "the console (PENSTOCK_LISTEN)")]
-        if self.plan.prefect and self.settings.prefect_api_url is None:
-            wanted.append(("127.0.0.1", self.plan.prefect_port, "Prefect's server (PREFECT_API_URL uses one that runs)"))
-        if self.settings.prometheus_url is None:
-            wanted.append(("127.0.0.1", self.plan.prometheus_port, "Prometheus (PENSTOCK_PROMETHEUS_URL uses one that runs)"))
-        for address, number, what in wanted:
+        settings, plan = self.settings, self.plan
+        wanted = {"the console (PENSTOCK_LISTEN)": settings.listen, **plan.listens}
+        if plan.prefect and settings.prefect_api_url is None:
+            wanted["Prefect's server (PREFECT_API_URL uses one that runs)"] = f"127.0.0.1:{plan.prefect_port}"
+        if settings.prometheus_url is None:
+            wanted["Prometheus (PENSTOCK_PROMETHEUS_URL uses one that runs)"] = f"127.0.0.1:{plan.prometheus_port}"
+        for what, address in wanted.items():
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal() or int(port) > 65535:
+                raise StackError(f"{address!r}, wanted by {what}, is not an address; write host:port, such as 127.0.0.1:8420")
             try:
-                taken = number != 0 and port_in_use(address, number)
+                taken = int(port) != 0 and port_in_use(host.strip("[]"), int(port))
             except OSError as exc:
-                raise StackError(f"{address}:{number}, wanted by {what}: {exc.strerror or exc}") from exc
+                raise StackError(f"{address}, wanted by {what}: {exc.strerror or exc}") from exc
             if taken:
-                raise StackError(f"{address}:{number} is taken; it is wanted by {what}")
+                raise StackError(f"{address} is taken; it is wanted by {what}")
+
+    def _check_given(self) -> None:
+        """Services of others that the settings name must answer; the database is asked when its tables are looked at."""
+        settings = self.settings
+        if settings.prometheus_url is not None:
+            from controller.adapters.prometheus import PrometheusSource
+
+            try:
+                PrometheusSource(settings.prometheus_url).probe()
+            except (Unavailable, ValueError) as exc:
+                raise StackError(f"PENSTOCK_PROMETHEUS_URL={settings.prometheus_url}: {exc}") from exc
+        if self.plan.prefect and settings.prefect_api_url is not None:
+            url = f"{settings.prefect_api_url.rstrip('/')}/health"
+            if not http_ready(url, timeout_s=5.0)():
+                raise StackError(f"PREFECT_API_URL={settings.prefect_api_url}: no Prefect server answers at {url}")
 
     def _write_run_file(self) -> None:
         settings = self.settings

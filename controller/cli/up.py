@@ -59,6 +59,7 @@ def up(
             prometheus_port=prometheus_port,
             # Without a router of ours there is one somewhere else, on the port that the docs name.
             scrape={"router": (address or f"127.0.0.1:{ROUTER_PORT}",)},
+            listens={} if address is None else {f"the router (listen in {router})": address},
             routers=() if router is None else (_router_program(router, str(address)),),
         )
         stack = Stack(settings, plan, environ=environ, say=_say)

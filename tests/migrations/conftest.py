@@ -6,9 +6,8 @@ from tests.ports.databases import Databases
 
 
 @pytest.fixture(scope="session")
-def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    made = Databases(tmp_path_factory.mktemp("postgres") / "data")
-    with made.server:
+def databases() -> Iterator[Databases]:
+    with Databases() as made:
         yield made
 
 

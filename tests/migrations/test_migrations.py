@@ -156,25 +156,20 @@ def test_a_migration_does_not_wait_long_for_a_table(empty_url: str, monkeypatch:
 
 def test_a_role_that_may_not_make_roles_is_told_what_an_administrator_runs() -> None:
     """On a server of its own, because roles belong to the whole server."""
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory() as home:
-        databases = Databases(Path(home) / "data")
-        with databases.server:
-            url = databases.empty()
-            name = url.rpartition("/")[2].partition("?")[0] if "host=" not in url else url.split("@/")[1].partition("?")[0]
-            with connect(url) as connection:
-                connection.execute(f"CREATE ROLE deployer LOGIN; GRANT CREATE ON DATABASE {name} TO deployer".encode())
-            mine = databases.server.url_for(name, user="deployer")
-            with pytest.raises(MigrationFailed, match="CREATE ROLE penstock_app LOGIN; CREATE ROLE penstock_reader LOGIN;"):
-                upgrade(mine)
-            assert current(mine) == "0003"
-            with connect(url) as connection:
-                connection.execute("CREATE ROLE penstock_app LOGIN; CREATE ROLE penstock_reader LOGIN;")
-            assert upgrade(mine) == ["0004"]
-            check(app_url(url))
-            check(reader_url(url))
+    with Databases() as databases:
+        url = databases.empty()
+        name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
+        with connect(url) as connection:
+            connection.execute(f"CREATE ROLE deployer LOGIN; GRANT CREATE ON DATABASE {name} TO deployer".encode())
+        mine = databases.server.url_for(name, user="deployer")
+        with pytest.raises(MigrationFailed, match="CREATE ROLE penstock_app LOGIN; CREATE ROLE penstock_reader LOGIN;"):
+            upgrade(mine)
+        assert current(mine) == "0003"
+        with connect(url) as connection:
+            connection.execute("CREATE ROLE penstock_app LOGIN; CREATE ROLE penstock_reader LOGIN;")
+        assert upgrade(mine) == ["0004"]
+        check(app_url(url))
+        check(reader_url(url))
 
 
 def test_roles_that_are_there_already_are_kept(databases: Databases) -> None:

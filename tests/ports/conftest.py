@@ -20,9 +20,8 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    made = Databases(tmp_path_factory.mktemp("postgres") / "data")
-    with made.server:
+def databases() -> Iterator[Databases]:
+    with Databases() as made:
         yield made
 
 

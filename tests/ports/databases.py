@@ -1,7 +1,10 @@
 """Databases for tests: one server for a test session, one fresh database for each test, copied from a migrated template."""
 
 import itertools
+import tempfile
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import psycopg
 
@@ -11,12 +14,25 @@ from services.postgres import EmbeddedPostgres
 
 
 class Databases:
-    """Hands out databases of one embedded server."""
+    """
+    Hands out databases of one embedded server.
 
-    def __init__(self, data_dir: Path) -> None:
-        self.server = EmbeddedPostgres(data_dir, durable=False)
+    Not below pytest's own folder: each new pytest session closes that one to other accounts, and as root the server runs as another.
+    """
+
+    def __init__(self) -> None:
+        self._home = tempfile.TemporaryDirectory(prefix="penstock-test-", ignore_cleanup_errors=True)
+        self.server = EmbeddedPostgres(Path(self._home.name) / "data", durable=False)
         self._numbers = itertools.count(1)
         self._template: str | None = None
+
+    def __enter__(self) -> Self:
+        self.server.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.server.stop()
+        self._home.cleanup()
 
     def empty(self) -> str:
         """The owner's URL of a database without tables."""

@@ -56,6 +56,10 @@ WARM_S = 6.0
 
 GATE_EVERY = "5s"
 GUARD_EVERY = "1s"
+ROUTER_WAIT_S = 15.0
+AFTERMATH_S = 3.0
+"""Traffic goes on for so long after the end of a rollout, so that the last answers of the candidate are counted."""
+
 START_ATTEMPTS = 20
 MARKER = "demo-home"
 DEFAULT_HOME = Path(".penstock") / "demo"
@@ -215,6 +219,8 @@ class _Demo:
         while any(w.outcome is None for w in watches) and time.monotonic() < deadline:
             for watch in watches:
                 watch.look()
+                if watch.ended_for_s > AFTERMATH_S:
+                    self._traffic.end(watch.scenario)
             if self._traffic.failure is not None:
                 raise DemoError(f"the traffic driver failed: {self._traffic.failure!r}")
             self._view.draw(watches, self._requests)
@@ -226,6 +232,7 @@ class _Demo:
             ENVIRONMENT,
             router=f"http://{self._router}",
             log=self._home / "logs" / "router.log",
+            timeout_s=ROUTER_WAIT_S,
         )
         return [report(w, controller.ports, writes, exposed=self._requests(w)[1]) for w in watches], watches
 

@@ -44,7 +44,7 @@ class Traffic:
         self.failure: BaseException | None = None
         self._plans = {s.name: _plan(base_url, s, trace, speed, seed + i) for i, s in enumerate(scenarios)}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
+        self._stops: dict[str, asyncio.Event] = {}
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="traffic", daemon=True)
 
@@ -52,10 +52,16 @@ class Traffic:
         self._thread.start()
         self._ready.wait()
 
+    def end(self, scenario: Scenario) -> None:
+        """Nobody asks for this scenario's route any more; the others have the machine for themselves."""
+        if self._loop is not None and self._thread.is_alive() and (stop := self._stops.get(scenario.name)) is not None:
+            self._loop.call_soon_threadsafe(stop.set)
+
     def stop(self) -> None:
         """End it without waiting for answers; safe to call again, and before `start`."""
-        if self._loop is not None and self._stop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+        if self._loop is not None and self._thread.is_alive():
+            for stop in self._stops.values():
+                self._loop.call_soon_threadsafe(stop.set)
             self._thread.join(10)
 
     def answered(self, scenario: Scenario, model: str, arm: str) -> int:
@@ -73,9 +79,11 @@ class Traffic:
             self._ready.set()
 
     async def _drive(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._stops = {name: asyncio.Event() for name in self._plans}
         self._ready.set()
-        await asyncio.gather(*(drive(plan, stop=self._stop, tally=self.tallies[name]) for name, plan in self._plans.items()))
+        runs = (drive(plan, stop=self._stops[name], tally=self.tallies[name]) for name, plan in self._plans.items())
+        await asyncio.gather(*runs)
 
 
 def sample_trace(path: Path, seed: int) -> tuple[Arrival, ...]:

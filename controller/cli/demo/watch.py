@@ -61,6 +61,7 @@ class Watch:
         self.entries: Sequence[Entry] = ()
         self.rollout: Rollout | None = None
         self.outcome: str | None = None
+        self._ended_at: float | None = None
         self.spoiled_at: float | None = None
         self._ports = ports
         self._spoil = spoil
@@ -86,7 +87,13 @@ class Watch:
         """The demo's time is over."""
         if self.outcome is None:
             self.outcome = "held"
+            self._ended_at = time.monotonic()
             self._say(f"{self.scenario.name}: held")
+
+    @property
+    def ended_for_s(self) -> float:
+        """Since its outcome was known; 0 before."""
+        return 0.0 if self._ended_at is None else time.monotonic() - self._ended_at
 
     @property
     def said(self) -> tuple[Said, ...]:
@@ -132,6 +139,7 @@ class Watch:
         if self.outcome is not None:
             return
         if self.rollout is not None and self.rollout.ended:
+            self._ended_at = time.monotonic()
             self.outcome = "promoted" if isinstance(self.rollout.state, Promoted) else "rolled_back"
         elif self.scenario.patience_s is not None and time.monotonic() - self._begun > self.scenario.patience_s:
             self.give_up()

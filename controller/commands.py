@@ -31,7 +31,9 @@ def rollout_id_of(plan: Plan, key: str) -> str:
     return f"{plan.name}-{sha256(key.encode()).hexdigest()[:8]}"
 
 
-def start(plan: Plan, plan_digest: str, ports: Ports, *, actor: str, key: str) -> Rollout:
+def start(
+    plan: Plan, plan_digest: str, ports: Ports, *, actor: str, key: str, check: Callable[[], None] | None = None
+) -> Rollout:
     """
     Open a rollout. Nothing moves yet: the first gate check raises to the first phase.
 
@@ -41,6 +43,7 @@ def start(plan: Plan, plan_digest: str, ports: Ports, *, actor: str, key: str) -
         ports: The world.
         actor: Who asks.
         key: Makes it idempotent: the same key finds the rollout that it opened before.
+        check: One more condition, asked only when the rollout is not open yet; raises what should be raised.
 
     Raises:
         CommandRefused: the flag serves something else than the plan's baseline, or is killed.
@@ -51,6 +54,8 @@ def start(plan: Plan, plan_digest: str, ports: Ports, *, actor: str, key: str) -
         return replay(ports.audit.entries(rollout_id))
     except UnknownRollout:
         pass
+    if check is not None:
+        check()
     check_start(plan, ports)
     event = Opened(plan=plan, plan_digest=plan_digest, key=key)
     draft = Entry(rollout_id=rollout_id, seq=1, at=ports.audit.now(), actor=actor, event=event)

@@ -13,6 +13,7 @@ the environment always wins over it.
 | PENSTOCK_SCRAPE_INTERVAL | how often Prometheus scrapes the routers | `15s` |
 | PREFECT_API_URL | Prefect's API | started by `penstock up` |
 | PENSTOCK_LISTEN | where `penstock serve` listens | `127.0.0.1:8420` |
+| PENSTOCK_ROUTER_URL | a router; `start` asks it whether it knows the plan's models | the one of `penstock up`, if any |
 | PENSTOCK_SLACK_TOKEN | bot token (`xoxb-...`); without it notices go to the log | none |
 | PENSTOCK_SLACK_CHANNEL | default channel | `#llm-rollouts` |
 | PENSTOCK_SLACK_API_URL | another Slack API, for a stand-in | Slack's |
@@ -47,6 +48,7 @@ class Settings:
     prefect_api_url: str | None = None
     scrape_interval: timedelta = timedelta(seconds=15)
     listen: str = "127.0.0.1:8420"
+    router_url: str | None = None
     slack_token: str = field(default="", repr=False)
     slack_channel: str = "#llm-rollouts"
     slack_api_url: str | None = None
@@ -90,6 +92,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         prefect_api_url=get("PREFECT_API_URL", "prefect_api_url"),
         scrape_interval=scrape_interval,
         listen=get("PENSTOCK_LISTEN", "listen") or "127.0.0.1:8420",
+        router_url=get("PENSTOCK_ROUTER_URL", "router_url"),
         slack_token=env.get("PENSTOCK_SLACK_TOKEN", ""),
         slack_channel=env.get("PENSTOCK_SLACK_CHANNEL") or "#llm-rollouts",
         slack_api_url=env.get("PENSTOCK_SLACK_API_URL"),

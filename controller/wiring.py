@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from controller.commands import CommandRefused
+from controller.core.plan import Plan
 from controller.ports import Notifier, Outbox, Ports
 from controller.settings import Settings, SettingsError
 
@@ -61,6 +63,25 @@ def open_controller(settings: Settings) -> Iterator[Controller]:
         yield Controller(settings=settings, ports=ports, outbox=audit, notifier=notifier)
     finally:
         engine.dispose()
+
+
+def check_models(settings: Settings, plan: Plan) -> None:
+    """
+    Refuse a plan whose models the router does not know; without a router's address there is nobody to ask.
+
+    Raises:
+        CommandRefused: a model is unknown; names those that are known.
+        Unavailable: the router that the settings name does not answer.
+    """
+    if settings.router_url is None:
+        return
+    from controller.adapters.router import known_models
+
+    known = known_models(settings.router_url)
+    for side, variant in (("baseline", plan.baseline), ("candidate", plan.candidate)):
+        if variant.model not in known:
+            names = ", ".join(sorted(known)) or "none"
+            raise CommandRefused(f"{side}: the router at {settings.router_url} does not know model {variant.model!r}; it knows {names}")
 
 
 @contextmanager

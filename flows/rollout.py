@@ -21,6 +21,7 @@ from controller.ports import PortError
 from controller.spec import RolloutSpec
 from controller.sweep import look
 from controller.tick import Outcome
+from controller.wiring import check_models
 from flows import record
 from flows.context import controller
 from flows.shown import only_logged
@@ -52,7 +53,14 @@ def rollout(spec: RolloutSpec, requested_by: str = "") -> State[None]:
         run = client.read_flow_run(run_id)
         creator = None if run.created_by is None else run.created_by.display_value
         try:
-            opened = start(plan, plan_digest(plan), c.ports, actor=creator or requested_by or "prefect", key=str(run_id))
+            opened = start(
+                plan,
+                plan_digest(plan),
+                c.ports,
+                actor=creator or requested_by or "prefect",
+                key=str(run_id),
+                check=lambda: check_models(c.settings, plan),
+            )
         except (CommandRefused, PortError) as exc:
             log.error("not started: %s", exc)
             return Failed(name="Refused", message=str(exc))

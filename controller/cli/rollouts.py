@@ -19,7 +19,7 @@ from controller.core.rollout import Rollout, replay
 from controller.ports import Ports, UnknownRollout
 from controller.settings import Settings, load
 from controller.spec import read
-from controller.wiring import Controller, open_controller
+from controller.wiring import Controller, check_models, open_controller
 
 Id = Annotated[str, Parameter(help="The rollout's id, or the beginning of it")]
 Reason = Annotated[str, Parameter(help="Goes into the audit log")]
@@ -62,10 +62,18 @@ def start(file: Path, *, key: str | None = None, actor: Actor = None, dry_run: b
     with opened() as (controller, settings):
         who = actor or settings.actor
         if dry_run:
+            check_models(settings, plan)
             commands.check_start(plan, controller.ports)
             errors.print(f"{file}: could start now")
             return 0
-        rollout = commands.start(plan, codec.plan_digest(plan), controller.ports, actor=who, key=key or str(uuid.uuid4()))
+        rollout = commands.start(
+            plan,
+            codec.plan_digest(plan),
+            controller.ports,
+            actor=who,
+            key=key or str(uuid.uuid4()),
+            check=lambda: check_models(settings, plan),
+        )
         _say(rollout, controller.ports, output)
     for part in spec.kept_for_later():
         errors.print(f"note: {part} is kept in the audit log, but this release does not act on it yet")

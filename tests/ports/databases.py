@@ -1,4 +1,4 @@
-"""Databases for tests: one server for a test session, one fresh database for each test, copied from a migrated template."""
+"""Databases for tests: one server for a test session, and on it empty databases and one with all tables that is emptied for each test."""
 
 import itertools
 import tempfile
@@ -6,11 +6,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psycopg
-
-from controller.adapters.postgres.connect import create_database
+from controller.adapters.postgres.connect import connect, create_database
 from controller.adapters.postgres.migrate import upgrade
+from controller.adapters.postgres.tables import metadata
 from services.postgres import EmbeddedPostgres
+
+APPEND_ONLY = ("audit", "audit_evidence", "flag_history")
 
 
 class Databases:
@@ -24,7 +25,7 @@ class Databases:
         self._home = tempfile.TemporaryDirectory(prefix="penstock-test-", ignore_cleanup_errors=True)
         self.server = EmbeddedPostgres(Path(self._home.name) / "data", durable=False)
         self._numbers = itertools.count(1)
-        self._template: str | None = None
+        self._migrated: str | None = None
 
     def __enter__(self) -> Self:
         self.server.start()
@@ -36,19 +37,18 @@ class Databases:
 
     def empty(self) -> str:
         """The owner's URL of a database without tables."""
-        name = f"test_{next(self._numbers)}"
-        return create_database(self.server.url, name)
+        return create_database(self.server.url, f"test_{next(self._numbers)}")
 
     def migrated(self) -> str:
-        """The owner's URL of a database with all tables."""
-        if self._template is None:
-            upgrade(create_database(self.server.url, "template_penstock"))
-            self._template = "template_penstock"
-        name = f"test_{next(self._numbers)}"
-        try:
-            with psycopg.connect(self.server.url, autocommit=True) as connection:
-                connection.execute(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy".encode())
-        except psycopg.Error as exc:
-            exc.add_note("\n".join(self.server.log_path.read_text().splitlines()[-20:]))
-            raise
-        return self.server.url_for(name)
+        """The owner's URL of the database with all tables, empty and with all triggers armed; the same one each time."""
+        if self._migrated is None:
+            self._migrated = create_database(self.server.url, "test_migrated")
+            upgrade(self._migrated)
+        with connect(self._migrated) as connection:
+            # Only an owner who disarms the triggers can empty these tables; that is the point of them.
+            for table in APPEND_ONLY:
+                connection.execute(f"ALTER TABLE penstock.{table} DISABLE TRIGGER {table}_append_only".encode())
+            connection.execute(f"TRUNCATE {', '.join(metadata.tables)}".encode())
+            for table in APPEND_ONLY:
+                connection.execute(f"ALTER TABLE penstock.{table} ENABLE ALWAYS TRIGGER {table}_append_only".encode())
+        return self._migrated

@@ -6,7 +6,7 @@ Its one rule: what the real adapter refuses, this one refuses too; both pass the
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from controller.core.measurement import Measurement, NoData
 from controller.core.notice import Notice
@@ -30,6 +30,9 @@ from flagspec import RouteFlag
 
 Clock = Callable[[], datetime]
 
+RETRY_S = 1.0
+"""Pause before a letter is tried again when nobody named one."""
+
 
 def wall_clock() -> datetime:
     return datetime.now(UTC)
@@ -44,6 +47,7 @@ class MemoryAudit:
     held: dict[tuple[str, str], str] = field(default_factory=dict)
     letters: list[Letter] = field(default_factory=list)
     delivered: list[Letter] = field(default_factory=list)
+    waits: dict[int, datetime] = field(default_factory=dict)
 
     def now(self) -> datetime:
         return self.clock()
@@ -79,7 +83,10 @@ class MemoryAudit:
         return list(reversed(self.rows))[:limit]
 
     def due(self, limit: int) -> Sequence[Letter]:
-        return self.letters[:limit]
+        oldest: dict[str, Letter] = {}
+        for letter in self.letters:
+            oldest.setdefault(letter.notice.rollout_id, letter)
+        return [x for x in oldest.values() if self.waits.get(x.id, self.clock()) <= self.clock()][:limit]
 
     def done(self, letter: Letter) -> None:
         self.letters.remove(letter)
@@ -88,6 +95,8 @@ class MemoryAudit:
     def failed(self, letter: Letter, reason: str, retry_after_s: float | None, *, final: bool) -> None:
         if final:
             self.letters.remove(letter)
+        else:
+            self.waits[letter.id] = self.clock() + timedelta(seconds=retry_after_s or RETRY_S)
 
 
 @dataclass(slots=True)

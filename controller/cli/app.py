@@ -49,7 +49,9 @@ for _name, (_path, _help) in _COMMANDS.items():
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    # Bytes that are no UTF-8 reach Python as lone surrogates, which nothing behind could store.
+    words = [a.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for a in (sys.argv[1:] if argv is None else argv)]
+    sys.exit(run(words))
 
 
 def run(argv: list[str]) -> int:

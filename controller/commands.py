@@ -15,7 +15,7 @@ from controller.core.notice import notice_of
 from controller.core.plan import Plan
 from controller.core.rollout import Approved, AwaitingApproval, Baking, Entry, Observed, Opened, Paused, Pending, Rollout, replay
 from controller.ports import FlagHeld, NewEntry, Ports, PortError, SeqTaken, UnknownRollout
-from flagspec import WEIGHT_MAX
+from flagspec import WEIGHT_MAX, Variant
 
 
 class CommandRefused(Exception):
@@ -86,13 +86,17 @@ def check_start(plan: Plan, ports: Ports) -> None:
         raise CommandRefused(f"flag {plan.flag!r} in {plan.environment} is killed; un-kill it first (penstock flags unkill {plan.flag})")
     if flag.weight == 0 and flag.shadow_weight == 0:
         return  # everybody gets the control, which the first write replaces by the plan's baseline
-    serves = flag.candidate.model if flag.weight == WEIGHT_MAX else f"{flag.candidate.model} at {flag.weight / 1000:g}%"
+    serves = _words(flag.candidate) if flag.weight == WEIGHT_MAX else f"{_words(flag.candidate)} at {flag.weight / 1000:g}%"
     if flag.weight == WEIGHT_MAX and flag.candidate == plan.baseline:
         return
     raise CommandRefused(
-        f"flag {plan.flag!r} in {plan.environment} serves {serves}, but the plan's baseline is {plan.baseline.model}; "
+        f"flag {plan.flag!r} in {plan.environment} serves {serves}, but the plan's baseline is {_words(plan.baseline)}; "
         "make the plan's baseline what the flag serves now, or set the flag back first"
     )
+
+
+def _words(variant: Variant) -> str:
+    return f"{variant.model} with {dict(variant.params)}" if variant.params else variant.model
 
 
 def approve(rollout_id: str, ports: Ports, *, actor: str, groups: tuple[str, ...]) -> Rollout:

@@ -9,6 +9,7 @@ snapshot with one bad flag is refused whole, and a router that never saw a flag 
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,8 +151,8 @@ class FlagClient:
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
-        self._heard_at = loop.time()
-        self._metrics.flag_stale.set_function(lambda: float(self.stale))
+        self._heard_at = time.monotonic()
+        self._metrics.flag_stale.set_function(lambda: float(self.stale))  # called on the thread that writes the page
         self._tasks = [loop.create_task(self._follow(), name="flags"), loop.create_task(self._watch(), name="flags-stale")]
 
     async def close(self) -> None:
@@ -162,7 +163,7 @@ class FlagClient:
     @property
     def stale(self) -> bool:
         """Whether the source has been silent for longer than `stale_after`."""
-        return asyncio.get_running_loop().time() - self._heard_at > self._stale_after_s
+        return time.monotonic() - self._heard_at > self._stale_after_s
 
     async def _follow(self) -> None:
         pause, stream_after = BACKOFF_S[0], 0.0
@@ -266,7 +267,7 @@ class FlagClient:
         self.first_snapshot.set()
 
     def _hear(self) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
+        self._heard_at = time.monotonic()
 
     async def _watch(self) -> None:
         """Says once when the source falls silent and once when it is back."""

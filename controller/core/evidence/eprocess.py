@@ -1,0 +1,100 @@
+"""
+Evidence that may be looked at at any time: a table of mixture e-processes with restarts and an evidence cap.
+
+Each row bets on one (metric, margin); its columns bet on different effect sizes, and further starts are mixed in while it runs, because a
+fault may begin in the middle. The wealth of a row is a weighted average over columns and starts of products of e-variables, with weights
+that sum to at most 1: an e-process, so by Ville's inequality it reaches 1/alpha under its null with probability at most alpha.
+Capping what one block may add is min(wealth, constant), which keeps a supermartingale one.
+
+Source:
+    Ville 1939; Howard, Ramdas, McAuliffe and Sekhon 2021, section 3 (mixtures); Shin, Ramdas and Rinaldo 2024 (e-detectors; the mixture over starts
+    is theirs with weights that sum to 1, so that the false-alarm probability and not the run length is bounded).
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from controller.core.evidence.rates import Array
+
+START_DECAY = 1.25
+"""Weight of the k-th start after a phase began falls as k^-1.25: faults are likelier soon after exposure rose."""
+
+ZETA = 4.59511182
+"""Sum of k^-1.25 over k >= 1, rounded up: the starts of a phase never spend more than its share."""
+
+AT_ONCE = 0.5
+"""Part of a phase's weight that starts with the phase itself."""
+
+GRAIN = 2.0**32
+"""Log-evidence is rounded to 2^-32 nats, so that the last bit of a math library's logarithm does not reach the audit log."""
+
+
+def log_mean_exp(a: Array, axis: int) -> Array:
+    """log of the mean of exp(a) along an axis."""
+    peak = np.max(a, axis=axis, keepdims=True)
+    peak = np.where(np.isfinite(peak), peak, 0.0)
+    with np.errstate(divide="ignore"):
+        total = np.log(np.mean(np.exp(a - peak), axis=axis, keepdims=True)) + peak
+    return np.squeeze(total, axis)
+
+
+class Wealth:
+    """Rows of e-processes that advance together, one scrape at a time."""
+
+    def __init__(self, *, cap: Array, block: NDArray[np.int64], columns: int) -> None:
+        """
+        Args:
+            cap: Nats that a block may add, per row.
+            block: Scrapes per block, per row.
+            columns: Effect sizes per row.
+        """
+        self.cap = cap[:, None]
+        self.block = block
+        rows = len(cap)
+        self.base = np.full((rows, columns), -np.inf)
+        self.run = np.zeros((rows, columns))
+        self.age = np.zeros(rows, dtype=np.int64)
+        self.starts = np.zeros(rows, dtype=np.int64)
+        self.phase_weight = 0.0
+
+    def now(self) -> Array:
+        """Log-wealth per row and column."""
+        return self.base + np.minimum(self.run, self.cap)
+
+    def begin(self, weight: float) -> None:
+        """A phase begins: spend `weight` of the unit weight on starts in it. The weights of all phases sum to at most 1."""
+        self.base = self.now()
+        if weight > 0:
+            self.base = np.logaddexp(self.base, math.log(AT_ONCE * weight))
+        self.run = np.zeros_like(self.run)
+        self.age[:] = 0
+        self.starts[:] = 0
+        self.phase_weight = weight
+
+    def add(self, log_lr: Array) -> Array:
+        """
+        One scrape's evidence.
+
+        Args:
+            log_lr: Shape (rows, columns), 0 where there is none.
+
+        Returns:
+            Log of the e-value per row.
+        """
+        self.run += np.rint(log_lr * GRAIN) / GRAIN
+        now = self.now()
+        log_e = log_mean_exp(now, axis=1)
+        self.age += 1
+        closing = self.age >= self.block
+        if closing.any():
+            self.starts[closing] += 1
+            if self.phase_weight > 0:
+                scale = math.log((1 - AT_ONCE) * self.phase_weight / ZETA)
+                fresh = scale - START_DECAY * np.log(self.starts[closing])
+                now[closing] = np.logaddexp(now[closing], fresh[:, None])
+            self.base[closing] = np.rint(now[closing] * GRAIN) / GRAIN
+            self.run[closing] = 0.0
+            self.age[closing] = 0
+        return log_e

@@ -1,0 +1,163 @@
+"""
+Evidence that the candidate is within its margins: the half of the engine that lets traffic rise, read at a gate.
+
+Every metric must be proven (intersection-union: the chance to pass a candidate that is at or beyond one margin is at most that one metric's
+alpha). Evidence is added once a minute and starts anew with each phase, except that shadow evidence carries into the phase after it.
+Minutes in which the baseline itself breaches a limit tell of the environment and are left out of absolute limits.
+"""
+
+import numpy as np
+
+from controller.core.evidence import means
+from controller.core.evidence.config import EngineConfig, MeanMargin, QuantileLimit, QuantileMargin, RateLimit
+from controller.core.evidence.eprocess import GRAIN, log_mean_exp
+from controller.core.evidence.overdispersion import PrivateNoise, count_phi
+from controller.core.evidence.quantiles import two_sample_log_lr
+from controller.core.evidence.rates import Array, limit_log_lr, odds, ratio_log_lr, unlikely_at
+from controller.core.evidence.reference import SURPRISE, Reference
+from controller.core.evidence.streams import Streams
+
+RATIOS = 1 / np.array([1.1, 1.25, 1.6, 3.0, 10.0])
+"""Alternatives better than the margin, as odds or rate ratios."""
+
+MEAN_CAP = 5.0
+"""Nats that one block of a mean may add."""
+
+CALM_BLOCKS = 2
+"""Minutes of the baseline that must not breach a limit before a gate opens."""
+
+
+class Proof:
+    """Log e-values against "at or beyond the margin", for each multiple of the margins that a phase asks for."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        rates = [g for g in config.gates if isinstance(g, RateLimit)]
+        limits = [g for g in config.gates if isinstance(g, QuantileLimit)]
+        margins = [g for g in config.gates if isinstance(g, QuantileMargin)]
+        averages = [g for g in config.gates if isinstance(g, MeanMargin)]
+        self.names = [g.name for g in [*rates, *limits, *margins, *averages]]
+        self.multiples = tuple(sorted({p.multiple for p in config.phases}))
+        self.nr, self.nq, self.nm, self.nc = len(rates), len(limits), len(margins), len(averages)
+        k = np.array(self.multiples)
+        self.limit: Array = np.array([g.limit for g in rates])
+        # axes: gate, multiple, ratio
+        self.rate: Array = np.minimum(self.limit[:, None] * k, 0.9)[:, :, None]
+        self.share: Array = odds(np.array([1 - g.q for g in limits])[:, None], k[None, :])[:, :, None]
+        self.kappa_mean: Array = (1 + k[None, :] * np.array([g.margin for g in averages])[:, None])[:, :, None]
+        shape = (len(k), len(RATIOS))
+        # leading axis: carried from shadow, this phase alone
+        self.rate_limit: Array = np.zeros((2, self.nr, *shape))
+        self.rate_ratio: Array = np.zeros((2, self.nr, *shape))
+        self.quantile: Array = np.zeros((2, self.nq, *shape))
+        self.relative: Array = np.zeros((2, self.nm, *shape))
+        self.mean: Array = np.zeros((2, self.nc, len(k), len(means.EFFECTS)))
+        self.mean_block: Array = np.zeros((4, self.nc))
+        self.delayed: Array = np.zeros((self.nr, *shape))
+        """Evidence of the last minute against absolute limits: left out too if the next minute is an incident."""
+        self.incident_blocks = CALM_BLOCKS
+        """Minutes since the baseline breached a limit."""
+
+    def begin(self, *, carry: bool) -> None:
+        """A phase begins; `carry` keeps the evidence of the shadow phase before it."""
+        for table in (self.rate_limit, self.rate_ratio, self.quantile, self.relative, self.mean):
+            table[1] = 0.0
+            if not carry:
+                table[0] = 0.0
+        self.mean_block[:] = 0.0
+        self.delayed[:] = 0.0
+
+    def add(
+        self,
+        counts: tuple[Array, Array, Array, Array],
+        share: Array,
+        amounts: Array,
+        streams: Streams,
+        reference: Reference,
+        noise: PrivateNoise,
+        minutes: float,
+    ) -> None:
+        """One minute's counts of all streams (as in `Watch.step`), `minutes` long."""
+        nr, nq, nm = self.nr, self.nq, self.nm
+        xc, nc, xb, nb = counts
+        a = nr + nq
+        c = max(1 / minutes, 0.01)
+        self._rates(xc[:nr], nc[:nr], xb[:nr], nb[:nr], c, reference)
+        if nq:
+            phi = noise.phi(share[:nq], c * nc[nr:a], None, noise.tau2[:nq])[:, None, None]
+            lr = limit_log_lr(xc[nr:a, None, None], nc[nr:a, None, None], self.share, RATIOS) / phi
+            self.quantile += np.rint(lr * GRAIN) / GRAIN
+        if nm:
+            index = np.stack([np.arange(streams.at(k).start, streams.at(k).stop) for k in self.multiples], axis=1)
+            phi = noise.phi(share[nq:], c * nc[a : a + nm], c * nb[a:], noise.tau2[nq:])[:, None, None]
+            lr = two_sample_log_lr(
+                xc[index][:, :, None], nc[index][:, :, None], xb[a:, None, None], nb[a:, None, None], share[nq:, None, None], RATIOS
+            )
+            self.relative += np.rint(lr / phi * GRAIN) / GRAIN
+        if self.nc:
+            self._means(amounts, reference)
+
+    def _rates(self, xc: Array, nc: Array, xb: Array, nb: Array, c: float, reference: Reference) -> None:
+        if self.nr == 0:
+            return
+        incident = bool((unlikely_at(xb, nb * self.limit) > SURPRISE).any())
+        ratio = ratio_log_lr(
+            xc[:, None, None],
+            nc[:, None, None],
+            xb[:, None, None],
+            nb[:, None, None],
+            np.maximum(self.rate / reference.mean_rate[:, None, None], 1.0),
+            RATIOS,
+        )
+        phi = count_phi(reference.clustering, reference.mean_rate * c * nc, reference.mean_rate * c * nb)[:, None, None]
+        self.rate_ratio += np.rint(ratio / phi * GRAIN) / GRAIN
+        if not incident:
+            calm = self.incident_blocks >= 1
+            if calm:
+                self.rate_limit += self.delayed
+            phi = count_phi(reference.clustering, reference.mean_rate * c * nc, None)[:, None, None]
+            lr = limit_log_lr(xc[:, None, None], nc[:, None, None], self.rate, RATIOS) / phi
+            self.delayed = np.rint(lr * GRAIN) / GRAIN if calm else np.zeros_like(self.delayed)
+            self.incident_blocks = min(self.incident_blocks + 1, CALM_BLOCKS)
+        else:
+            self.delayed = np.zeros_like(self.delayed)
+            self.incident_blocks = 0
+
+    def _means(self, amounts: Array, reference: Reference) -> None:
+        self.mean_block += amounts
+        nc, ac, nb, ab = self.mean_block
+        mu, s2 = reference.mean_and_variance()
+        safe = np.where((s2 > 0) & (mu > 0), s2, 1.0)
+        needed = means.BLOCK_MIN * np.maximum(1.0, safe / np.where(mu > 0, mu * mu, 1.0))
+        full = (s2 > 0) & (mu > 0) & (nc >= needed) & (nb >= needed / 3)
+        if not full.any():
+            return
+        c, b = np.where(full, nc, 1.0)[:, None, None], np.where(full, nb, 1.0)[:, None, None]
+        kappa = self.kappa_mean
+        difference = kappa * ab[:, None, None] / b - ac[:, None, None] / c
+        variance = means.margin_variance(safe[:, None, None], kappa, c, b)
+        effect = np.array(means.EFFECTS) * mu[:, None, None]
+        lr = np.minimum(means.mean_log_lr(difference, variance, effect), MEAN_CAP)
+        self.mean += np.where(full[:, None, None], np.rint(lr * GRAIN) / GRAIN, 0.0)
+        self.mean_block[:, full] = 0.0
+
+    def log_e(self, multiple: float) -> tuple[Array, Array]:
+        """
+        Args:
+            multiple: Of the margins.
+
+        Returns:
+            Log e-values per gate: with what was carried, and of this phase alone. A rate's is the average of its comparison with the
+            limit and with the baseline, both e-values for the same null.
+        """
+        k = self.multiples.index(multiple)
+        limit = log_mean_exp(self.rate_limit[:, :, k], axis=2)
+        ratio = log_mean_exp(self.rate_ratio[:, :, k], axis=2)
+        rates = np.logaddexp(limit, ratio) - np.log(2)
+        rest = [log_mean_exp(t[:, :, k], axis=2) for t in (self.quantile, self.relative, self.mean)]
+        both = np.concatenate([rates, *rest], axis=1)
+        return both[0], both[1]
+
+    @property
+    def calm(self) -> bool:
+        """The baseline has kept its own limits for the last minutes."""
+        return self.incident_blocks >= CALM_BLOCKS

@@ -1,0 +1,122 @@
+"""
+What is known of the baseline before a phase: rates, how they fluctuate, cost per request, and its latest distribution.
+
+Everything here comes from data before the block it is used for (predictable), so that it can cost power but not validity.
+"""
+
+import numpy as np
+
+from controller.core.evidence.config import EngineConfig, MeanMargin, RateLimit
+from controller.core.evidence.overdispersion import clustering, long_run_noise
+from controller.core.evidence.rates import Array, unlikely_at
+
+BLOCK_S = 60.0
+"""Blocks in which fluctuation is measured and promotion evidence is added, seconds."""
+
+RECENT_S = 600.0
+"""Half-life of the latest distribution, seconds."""
+
+HISTORY_ENOUGH_S = 3600.0
+"""With so much history the long-run rates stay fixed during the rollout; with less they go on being learned from the baseline."""
+
+RATE_UNKNOWN = 1 / 3
+"""Guess of a baseline rate without history, as a part of its limit, worth half an event."""
+
+SURPRISE = 6.9
+"""A block whose count has probability below 1/1000 at the calm rate is a burst."""
+
+
+class Reference:
+    """Learned from baseline-only history, then carried along with each scrape of the rollout."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._rates = [g for g in config.gates if isinstance(g, RateLimit)]
+        self._means = [g for g in config.gates if isinstance(g, MeanMargin)]
+        self._bad = np.array([config.column(g.bad) for g in self._rates], dtype=np.intp)
+        self._all = np.array([config.column(g.total) for g in self._rates], dtype=np.intp)
+        self._amount = np.array([config.column(g.amount) for g in self._means], dtype=np.intp)
+        self._count = np.array([config.column(g.count) for g in self._means], dtype=np.intp)
+        self.limit: Array = np.array([g.limit for g in self._rates])
+        self.scrapes = 0.0
+        self.recent: Array = np.zeros(len(config.columns))
+        self.events: Array = np.zeros((2, len(self._rates)))
+        self.mean_rate: Array = self.limit * RATE_UNKNOWN
+        self.calm_rate: Array = self.mean_rate.copy()
+        self.clustering: Array = np.full(len(self._rates), 0.1)
+        self.noise: Array = np.zeros(len(config.histograms))
+        self.mean_sums: Array = np.zeros((4, len(self._means)))
+        """Blocks, requests, amount, and sum of amount^2 / requests, per mean."""
+        self._decay = 0.5 ** (config.scrape_s / RECENT_S)
+
+    def learn(self, increments: Array) -> None:
+        """
+        Args:
+            increments: Of the baseline alone, shape (scrapes, columns), oldest first.
+        """
+        n = len(increments)
+        if n == 0:
+            return
+        self.scrapes += n
+        self.recent = self.recent * self._decay**n + (increments * (self._decay ** np.arange(n - 1, -1, -1.0))[:, None]).sum(axis=0)
+        per = max(round(BLOCK_S / self._config.scrape_s), 1)
+        k = n // per
+        blocks = increments[n - k * per :].reshape(k, per, -1).sum(axis=1)
+        if k:
+            self._learn_rates(blocks)
+            self.add_means(blocks)
+            for i, h in enumerate(self._config.histograms):
+                self.noise[i] = long_run_noise(h, blocks[:, h.first : h.total + 1])
+
+    def _learn_rates(self, blocks: Array) -> None:
+        x, n = blocks[:, self._bad], blocks[:, self._all]
+        self.events += np.stack([x.sum(axis=0), n.sum(axis=0)])
+        self._guess()
+        calm = self.mean_rate.copy()
+        kept = np.ones_like(x, dtype=bool)
+        for _ in range(4):  # each round drops bursts that the round before still held in its rate
+            kept = unlikely_at(x, n * calm) < SURPRISE
+            calm = self._shrunk((x * kept).sum(axis=0), (n * kept).sum(axis=0))
+        self.calm_rate = np.minimum(calm, self.mean_rate)
+        for j in range(len(self.limit)):
+            at = kept[:, j] & (n[:, j] > 0)
+            self.clustering[j] = clustering(x[at, j], n[at, j] * self.calm_rate[j])
+
+    def _guess(self) -> None:
+        rate = self._shrunk(*self.events)
+        self.mean_rate = np.clip(rate, self.limit / 50, 0.9)
+
+    def _shrunk(self, x: Array, n: Array) -> Array:
+        guess = self.limit * RATE_UNKNOWN
+        return np.clip((x + 0.5) / (n + 0.5 / guess), self.limit / 50, 0.9)
+
+    def advance(self, base: Array, scrapes: float) -> None:
+        """One scrape of the baseline's increments, after its evidence was judged."""
+        self.recent = self.recent * self._decay ** min(scrapes, 1000.0) + base
+        if self.scrapes * self._config.scrape_s < HISTORY_ENOUGH_S:
+            self.scrapes += scrapes
+            self.events += np.stack([base[self._bad], base[self._all]])
+
+    def enter(self) -> None:
+        """A phase begins: with little history, take over what the baseline has shown since."""
+        if self.scrapes * self._config.scrape_s < HISTORY_ENOUGH_S:
+            self._guess()
+            self.calm_rate = self.mean_rate.copy()
+
+    def add_means(self, blocks: Array) -> None:
+        """Blocks of the baseline, shape (blocks, columns): cost per request and its variance."""
+        n, a = blocks[:, self._count], blocks[:, self._amount]
+        seen = n > 0
+        square = np.where(seen, a * a / np.where(seen, n, 1.0), 0.0)
+        self.mean_sums += np.stack([seen.sum(axis=0), n.sum(axis=0), np.where(seen, a, 0.0).sum(axis=0), square.sum(axis=0)])
+
+    def mean_and_variance(self) -> tuple[Array, Array]:
+        """
+        Mean and variance per request of each mean gate's amount; variance 0 where fewer than ten blocks were seen.
+
+        Block sums a_i of n_i requests: E[sum a_i^2 / n_i - (sum a_i)^2 / sum n_i] = (K - 1) s^2 for K blocks.
+        """
+        k, n, a, square = self.mean_sums
+        mu = a / np.maximum(n, 1.0)
+        s2 = np.maximum(square - a * mu, 0.0) / np.maximum(k - 1, 1.0)
+        return mu, np.where(k >= 10, s2, 0.0)

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from controller.core.rollout import LogError
+from controller.core.rollout import LogError, replay
 from controller.ports import PortError, Ports
-from controller.tick import Tick, tick
+from controller.tick import Tick, due, tick
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,20 @@ def look(rollout_id: str, ports: Ports, *, may_raise: bool, force: bool = False)
         return Swept(rollout_id=rollout_id, tick=tick(rollout_id, ports, ports.audit.now(), may_raise=may_raise, force=force))
     except (PortError, LogError) as exc:
         return Swept(rollout_id=rollout_id, error=f"{type(exc).__name__}: {exc}")
+
+
+def anybody_due(ports: Ports) -> bool:
+    """
+    Whether a gate check would find something to do now.
+
+    Raises:
+        AuditUnavailable: the log cannot be read.
+    """
+    active = ports.index.active()
+    if not active:
+        return False
+    now = ports.audit.now()
+    return any(due(replay(ports.audit.entries(i)), now) for i in active)
 
 
 def sweep(

@@ -30,7 +30,10 @@ from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Pending
 
+from controller.core.rollout import LogError
+from controller.ports import PortError
 from controller.settings import load
+from controller.sweep import anybody_due
 from controller.wiring import open_controller
 from flows import context
 from flows.deploy import load_flow, runner_deployments
@@ -39,6 +42,8 @@ from flows.serve import every
 
 POLL = timedelta(seconds=1)
 """How often scheduled runs are asked for; a form that is sent off starts after half of it on average."""
+DUE_PAUSE = timedelta(seconds=5)
+"""Between two checks of our own: a rollout that stays due because it cannot be looked at does not fill the history with failures."""
 WORKERS = 4
 GATE_CHECK = "gate-check"
 
@@ -50,7 +55,8 @@ class LocalRunner:
     Runs the deployments' runs on threads of this process.
 
     Args:
-        gate_every: Make a gate-check run of its own at this interval, beside those of the schedule; None for the schedule alone.
+        gate_every: Make a gate-check run of its own at this interval. None: whenever a rollout is due by its own plan's `every`, or a
+            new approval waits to be acted on.
         workers: Runs at the same time.
     """
 
@@ -83,9 +89,9 @@ class LocalRunner:
         with get_client(sync_client=True) as client, ThreadPoolExecutor(self._workers, thread_name_prefix="run") as pool:
             while not self._stop.is_set():
                 with _server_may_be_away():
-                    if self._gate_every is not None and time.monotonic() >= next_check:
+                    if time.monotonic() >= next_check and (self._gate_every is not None or self._somebody_is_due()):
                         # A check that takes longer than the interval skips turns; they do not queue up.
-                        next_check = max(next_check + self._gate_every.total_seconds(), time.monotonic())
+                        next_check = max(next_check + (self._gate_every or DUE_PAUSE).total_seconds(), time.monotonic())
                         if (run_id := self.new_gate_check(client)) is not None:
                             self._submit(pool, client, run_id)
                     for run_id in self.due(client):
@@ -94,6 +100,15 @@ class LocalRunner:
                 if self._gate_every is not None:
                     wait = min(wait, max(0.0, next_check - time.monotonic()))
                 self._stop.wait(wait)
+
+    @staticmethod
+    def _somebody_is_due() -> bool:
+        try:
+            with context.controller() as opened:
+                return anybody_due(opened.ports)
+        except (PortError, LogError) as exc:
+            _log.warning("cannot tell who is due, the schedule goes on: %s: %s", type(exc).__name__, exc)
+            return False
 
     def new_gate_check(self, client: SyncPrefectClient) -> UUID | None:
         """Make a gate-check run, unless the one made before is still busy."""
@@ -144,7 +159,7 @@ def _server_may_be_away() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.local", description="Run the deployments inside this one process.")
     parser.add_argument(
-        "--every", type=every, metavar="5s", help="check gates so often, beside the schedule of each quarter of an hour"
+        "--every", type=every, metavar="5s", help="check gates so often; default: when a rollout is due by its own plan"
     )
     options = parser.parse_args(argv)
     runner = LocalRunner(gate_every=options.every)

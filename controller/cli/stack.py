@@ -70,7 +70,7 @@ class StackPlan:
     """
 
     prefect: bool = True
-    flows: tuple[str, ...] = ("flows.serve",)
+    flows: tuple[str, ...] = ("flows.local",)
     guard: tuple[str, ...] = ()
     prefect_port: int = 4200
     prometheus_port: int = 9090
@@ -325,6 +325,7 @@ class Stack:
             "prefect_api_url": settings.prefect_api_url,
             "scrape_interval": format_duration(settings.scrape_interval),
             "listen": settings.listen,
+            "router_url": settings.router_url,
         }
         new = settings.run_file.with_suffix(".new")
         new.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -62,6 +63,8 @@ def up(
             listens={} if address is None else {f"the router (listen in {router})": address},
             routers=() if router is None else (_router_program(router, str(address)),),
         )
+        if address is not None and settings.router_url is None:
+            settings = replace(settings, router_url=f"http://{address}")
         stack = Stack(settings, plan, environ=environ, say=_say)
         _say(f"starting (home {settings.home})")
         with _signals(stop), stack:

@@ -27,7 +27,7 @@ from controller.core.converge import Convergence, Drift, Killed, UnrecordedLower
 from controller.core.decision import Advance, Decision, Hold, Pause, Promote, RollBack, Why
 from controller.core.freeze import frozen_until
 from controller.core.gates import GateResult, Verdict, breaches, unproven
-from controller.core.plan import Approval, OnBreach, OnDrift, Plan
+from controller.core.plan import Approval, GateMode, OnBreach, OnDrift, Plan
 from controller.core.rollout import AwaitingApproval, Baking, Paused, Pending, Rollout, Settled, Vote
 
 
@@ -74,7 +74,7 @@ def decide(
     if not may_raise:
         return Hold(why=Why.GUARD_ONLY, text="the guard found no reason to lower")
 
-    if failed := [r for r in results if r.verdict is Verdict.ERROR]:
+    if failed := [r for r in results if r.verdict is Verdict.ERROR and r.mode is GateMode.ENFORCE]:
         text = "; ".join(f"{r.gate}: {r.reason}" for r in failed)
         return Hold(why=Why.METRICS_FAILED, text=text, next_look=now + policy.every)
     if not results and not isinstance(settled, Pending):

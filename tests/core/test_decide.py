@@ -118,9 +118,10 @@ def test_a_breach_pauses_where_the_plan_says_so() -> None:
     assert isinstance(decide(rollout(plan=plan), InStep(), (result(Verdict.BREACH),), NOW, may_raise=True), Pause)
 
 
+@pytest.mark.parametrize("verdict", [Verdict.BREACH, Verdict.ERROR, Verdict.INSUFFICIENT])
 @pytest.mark.parametrize("mode", [GateMode.WARN, GateMode.DRY_RUN])
-def test_a_breach_of_a_gate_that_only_warns_does_not_stop_the_rollout(mode: GateMode) -> None:
-    decision = decide(rollout(), InStep(), (*PASSED, result(Verdict.BREACH, mode)), NOW, may_raise=True)
+def test_a_gate_that_only_warns_does_not_stop_the_rollout(mode: GateMode, verdict: Verdict) -> None:
+    decision = decide(rollout(), InStep(), (*PASSED, result(verdict, mode)), NOW, may_raise=True)
     assert isinstance(decision, Advance)
 
 

@@ -1,5 +1,8 @@
 """What every flag store promises, in memory and in Postgres alike."""
 
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from controller.ports import FlagConflict, FlagKilled, UnknownFlag
@@ -30,6 +33,18 @@ def test_a_write_at_another_version_is_refused_and_changes_nothing(world: World)
     assert world.flags.read("production", "chat-model").weight == 2_000
     with pytest.raises(FlagConflict, match="at version 0"):
         world.flags.write(change(50_000, key="unheard-of"), 3)
+
+
+def test_a_raise_that_comes_after_its_time_is_refused_by_the_stores_own_clock(world: World) -> None:
+    past, future = (datetime.now(UTC) + timedelta(hours=h) for h in (-1, 1))
+    with pytest.raises(FlagConflict, match="came after"):
+        world.flags.write(replace(change(1_000), not_after=past), 0)
+    assert world.flags.read("production", "chat-model") is None
+    world.flags.write(replace(change(1_000), not_after=future), 0)
+    with pytest.raises(FlagConflict, match="came after"):
+        world.flags.write(replace(change(50_000), not_after=past), 1)
+    flag = world.flags.read("production", "chat-model")
+    assert flag is not None and flag.weight == 1_000
 
 
 def test_refused_writes_use_up_no_revision(world: World) -> None:

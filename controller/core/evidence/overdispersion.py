@@ -24,6 +24,9 @@ LAG_BLOCKS = 5
 PRIOR_BLOCKS = 15.0
 """The prior counts as so many minutes."""
 
+PRIOR_KEPT = 0.5
+"""Part of the prior that quiet minutes cannot take away: centring per phase hides the slowest noise."""
+
 PRIVATE_SD_MIN = 0.02
 """Least private fluctuation of the logarithm of latency that the prior assumes, over minutes."""
 
@@ -169,7 +172,8 @@ class PrivateNoise:
             k_ = np.maximum(self.count, 1)
             variance = np.maximum(self.products[0] + (weights[:, None] * self.products[1:]).sum(axis=0), 0) / k_
             found = np.maximum(variance - 1, 0) * self.count / np.maximum(self.precision, 1e-300)
-            self.tau2 = (PRIOR_BLOCKS * self.prior + self.count * found) / (PRIOR_BLOCKS + self.count)
+            blend = (PRIOR_BLOCKS * self.prior + self.count * found) / (PRIOR_BLOCKS + self.count)
+            self.tau2 = np.maximum(blend, PRIOR_KEPT * self.prior)
         self.sums += block
         self.blocks += 1
 

@@ -1,0 +1,281 @@
+"""
+One rollout's evidence: scrapes in, verdicts out. The entry point of this package.
+
+A scrape goes through `Counters` (increments), `Streams` (what is counted for which gate), `Watch` (is a margin broken? after every scrape) and,
+once a minute, `Proof` (is every margin kept? read at gates). `dump` and `load` carry all of it as JSON, so that the evidence can lie in
+the audit log and go on from there with the same numbers, bit for bit. Its one rule: everything used for a block of data was fixed
+before that block, except how many requests it holds.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from controller.core.evidence.confidence import proportion_interval
+from controller.core.evidence.config import EngineConfig, Gate, MeanMargin, Need, QuantileLimit, QuantileMargin, RateLimit
+from controller.core.evidence.increments import Counters, Problem, Step, Vector, increments_of
+from controller.core.evidence.overdispersion import PrivateNoise, prior_variance
+from controller.core.evidence.proof import Proof
+from controller.core.evidence.quantiles import Shape
+from controller.core.evidence.rates import Array
+from controller.core.evidence.reference import BLOCK_S, Reference
+from controller.core.evidence.streams import Streams, compile_streams
+from controller.core.evidence.verdict import Finding, Ruling, Verdict
+from controller.core.evidence.watch import Breach, Watch
+
+SHADOW_WEIGHT = 0.1
+"""Part of the starts that a first, mirrored phase gets: nobody is exposed while its evidence grows a little more slowly."""
+
+SUSPICION = 0.0
+"""Log of the combined evidence of a breach above which no gate opens."""
+
+DISSENT = -0.7
+"""This phase's own evidence must not say the opposite of what shadow traffic carried in: at least half its stake is left."""
+
+LEANING = -0.5
+"""A leaning gate opens unless this phase's data have cost its stake more than this: about two failures where less than one was expected."""
+
+INTERVAL_ALPHA = 0.05
+
+MINUTES_MAX = 5.0
+"""Longer gaps than this between scrapes count as so many minutes."""
+
+
+class Engine:
+    """The evidence of one rollout; mutable, owned by whoever feeds it."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.counters = Counters(config)
+        self.reference = Reference(config)
+        self.watch = Watch(config)
+        self.proof = Proof(config)
+        self.noise = PrivateNoise(self.watch.nq + self.watch.nm)
+        self.phase = -1
+        self.breach: Breach | None = None
+        self.streams: Streams | None = None
+        self.compiled_from: Array | None = None
+        columns = len(config.columns)
+        self.pending: Array = np.zeros((2, columns))
+        self.pending_scrapes = 0.0
+        self.tally: Array = np.zeros((2, columns))
+        averages = [g for g in config.gates if isinstance(g, MeanMargin)]
+        self._mean_count = np.array([config.column(g.count) for g in averages], dtype=np.intp)
+        self._mean_amount = np.array([config.column(g.amount) for g in averages], dtype=np.intp)
+        self._minute = BLOCK_S / config.scrape_s
+
+    def learn(self, t: float, cand: Sequence[float], base: Sequence[Sequence[float]]) -> None:
+        """
+        Baseline-only history before the first phase.
+
+        Args:
+            t: Seconds of the last scrape of the history.
+            cand: The candidate's counters then.
+            base: The baseline's cumulative counters, oldest first.
+
+        Raises:
+            ValueError: A value is not a finite, non-negative number.
+        """
+        cumulative = np.asarray(base, dtype=np.float64)
+        self.reference.learn(increments_of(cumulative))
+        self.counters.step(t, cand, cumulative[-1])
+
+    def enter(self, phase: int) -> None:
+        """A phase of the plan begins; the next scrape is its first."""
+        if not 0 <= phase < len(self.config.phases):
+            raise ValueError(f"no phase {phase}, the plan has {len(self.config.phases)}")
+        before = self.config.phases[self.phase] if self.phase >= 0 else None
+        first = self.phase < 0
+        self.proof.begin(carry=before is not None and before.shadow and phase == self.phase + 1)
+        self.watch.begin(self._starts(phase, first=first))
+        self.phase = phase
+        self.reference.enter()
+        self._compile()
+        self.pending[:] = 0
+        self.pending_scrapes = 0.0
+        self.tally[:] = 0
+
+    def observe(self, t: float, cand: Sequence[float] | Vector, base: Sequence[float] | Vector) -> Breach | Problem | None:
+        """
+        One scrape of both arms at one timestamp.
+
+        Args:
+            t: Seconds, rising; an older scrape is ignored.
+            cand, base: Cumulative counters in the order of the configured columns.
+
+        Returns:
+            A breach (it stays one from then on), a Problem that changed nothing, or None.
+        """
+        step = self.counters.step(t, cand, base)
+        if isinstance(step, Problem):
+            return step
+        if step is None or self.phase < 0 or self.breach is not None:
+            return self.breach
+        if self.streams is None or not self.streams.ready:
+            self._compile()
+        self._judge(step)
+        return self.breach
+
+    def gate(self) -> Verdict:
+        """May the next phase begin? Read it at gates; it costs no evidence to read it more often."""
+        return self.verdict()
+
+    @property
+    def may_proceed(self) -> tuple[bool, str]:
+        """Whether every gate has earned its pass, and the sentence why not."""
+        if self.phase < 0:
+            return False, "no phase has begun"
+        if not self.proof.calm:
+            return False, "incident: the baseline itself is beyond a limit"
+        if bool((self.watch.combined() > SUSPICION).any()):
+            return False, "suspicion: a breach is likelier than not"
+        rule = self.config.phases[self.phase]
+        needed = math.log(1 / rule.alpha)
+        carried, fresh = self.proof.log_e(rule.multiple)
+        short = []
+        for gate, whole, own in zip(self._ordered, carried, fresh, strict=True):
+            need = self.config.need(gate)
+            if (need is Need.PROOF and (whole < needed or own < DISSENT)) or (need is Need.LEANING and own < LEANING):
+                short.append(gate.name)
+        return (not short), ("proved" if not short else "not enough evidence: " + ", ".join(short))
+
+    def verdict(self) -> Verdict:
+        """The ruling with every metric's numbers."""
+        findings = tuple(self._findings()) if self.phase >= 0 else ()
+        if self.breach is not None:
+            b = self.breach
+            reason = f"{b.gate} is beyond its margin ({b.rung}): evidence e^{b.log_e:.1f}, needed e^{b.log_needed:.1f}"
+            return Verdict(
+                ruling=Ruling.ROLL_BACK, reason=reason, phase=self.phase, findings=findings, gate=b.gate, rung=b.rung, log_e=b.log_e
+            )
+        proceed, reason = self.may_proceed
+        ruling = Ruling.PROCEED if proceed else Ruling.HOLD
+        return Verdict(ruling=ruling, reason=reason, phase=self.phase, findings=findings)
+
+    # one scrape ------------------------------------------------------------------------------------------------------------------
+
+    def _judge(self, step: Step) -> None:
+        assert self.streams is not None
+        nr = self.watch.nr
+        both = np.zeros((2, len(self.config.columns) + 1))
+        both[0, :-1], both[1, :-1] = step.cand, step.base
+        counts = (*self.streams.candidate(both[0]), *self.streams.baseline(both[1]))
+        recent = np.append(self.reference.recent, 0.0)
+        events, trials = self.streams.baseline(recent)
+        share = np.clip((events[nr:] + 0.25) / (trials[nr:] + 0.5), 1e-5, 0.98)
+        self.breach = self.watch.step(counts, share, self._amounts(both), step.scrapes, self.reference, self.noise)
+        self.tally += both[:, :-1]
+        self.pending += both[:, :-1]
+        self.pending_scrapes += step.scrapes
+        if self.pending_scrapes >= self._minute - 1e-6:
+            self._close_minute(share)
+        self.reference.advance(step.base, step.scrapes)
+
+    def _close_minute(self, share: Array) -> None:
+        assert self.streams is not None
+        minute = np.append(self.pending, np.zeros((2, 1)), axis=1)
+        counts = (*self.streams.candidate(minute[0]), *self.streams.baseline(minute[1]))
+        minutes = min(self.pending_scrapes / self._minute, MINUTES_MAX)
+        self.proof.add(counts, share, self._amounts(minute), self.streams, self.reference, self.noise, minutes)
+        own = slice(self.watch.nr, self.watch.nr + self.watch.nq)
+        relative = self.streams.at(1.0)
+        xc, nc, xb, nb = counts
+        pick = np.concatenate([np.arange(own.start, own.stop), np.arange(relative.start, relative.stop)])
+        self.noise.add(xc[pick], nc[pick], xb[self.watch.nr :], nb[self.watch.nr :])
+        self.reference.add_means(self.pending[1][None, :])
+        self.pending[:] = 0
+        self.pending_scrapes = 0.0
+
+    def _amounts(self, both: Array) -> Array:
+        count, amount = self._mean_count, self._mean_amount
+        return np.stack([both[0, count], both[0, amount], both[1, count], both[1, amount]])
+
+    def recompile(self, recent: Array) -> Streams:
+        """Fix the thresholds from a distribution of the baseline."""
+        self.compiled_from = recent.copy()
+        self.streams = compile_streams(self.config, recent)
+        self.watch.use(self.streams)
+        return self.streams
+
+    def _compile(self) -> None:
+        streams = self.recompile(self.reference.recent)
+        noise = np.zeros(self.watch.nq + self.watch.nm)
+        names = [h.name for h in self.config.histograms]
+        graded = [g for g in self._ordered if isinstance(g, QuantileLimit | QuantileMargin)]
+        for i, g in enumerate(graded):
+            noise[i] = self.reference.noise[names.index(g.histogram)]
+        self.noise.enter(prior_variance(noise, streams.density))
+
+    def _starts(self, phase: int, *, first: bool) -> float:
+        phases = self.config.phases
+        if phase <= self.phase:
+            return 0.0  # entered again: its starts are spent
+        shadow = SHADOW_WEIGHT if phases[0].shadow and len(phases) > 1 else 0.0
+        if phase == 0 and shadow:
+            return shadow
+        return (1 - shadow) / (len(phases) - (1 if shadow else 0))
+
+    @property
+    def _ordered(self) -> list[Gate]:
+        return self.watch.gates
+
+    # numbers for people ------------------------------------------------------------------------------------------------------------
+
+    def _findings(self) -> list[Finding]:
+        rule = self.config.phases[self.phase]
+        carried, _ = self.proof.log_e(rule.multiple)
+        found = []
+        for i, gate in enumerate(self._ordered):
+            need = self.config.need(gate)
+            needed = {Need.PROOF: math.log(1 / rule.alpha), Need.LEANING: LEANING, Need.NOTHING: -math.inf}[need]
+            observed, baseline, limit, interval, n, m = self._observed(gate)
+            have = float(carried[i])
+            missing: float | None = None
+            if have >= needed:
+                missing = 0.0
+            elif have > 0.05 and n > 0:
+                missing = n * (needed - have) / have
+            found.append(
+                Finding(
+                    gate=gate.name,
+                    need=need,
+                    observed=observed,
+                    baseline=baseline,
+                    limit=limit,
+                    interval=interval,
+                    requests=n,
+                    requests_baseline=m,
+                    log_e_breach=float(self.watch.log_e[:, i].max()),
+                    log_e_proof=have,
+                    log_e_needed=needed,
+                    missing=missing,
+                )
+            )
+        return found
+
+    def _observed(self, gate: Gate) -> tuple[float, float, float, tuple[float, float] | None, float, float]:
+        cand, base = self.tally
+        if isinstance(gate, RateLimit):
+            bad, total = self.config.column(gate.bad), self.config.column(gate.total)
+            x, n = float(min(cand[bad], cand[total])), float(cand[total])
+            interval = proportion_interval(x, n, INTERVAL_ALPHA, gate.limit)
+            return _over(x, n), _over(float(base[bad]), float(base[total])), gate.limit, interval, n, float(base[total])
+        if isinstance(gate, MeanMargin):
+            amount, count = self.config.column(gate.amount), self.config.column(gate.count)
+            own, other = _over(float(cand[amount]), float(cand[count])), _over(float(base[amount]), float(base[count]))
+            return _over(own, other), other, 1 + gate.margin, None, float(cand[count]), float(base[count])
+        h = self.config.histogram(gate.histogram)
+        a, b = (_quantile(h.edges, v[h.first : h.total + 1], gate.q) for v in (cand, base))
+        n, m = float(cand[h.total]), float(base[h.total])
+        if isinstance(gate, QuantileLimit):
+            return a, b, gate.limit, None, n, m
+        return _over(a, b), b, 1 + gate.margin, None, n, m
+
+
+def _over(a: float, b: float) -> float:
+    return a / b if b > 0 else math.nan
+
+
+def _quantile(edges: tuple[float, ...], cumulative: Array, q: float) -> float:
+    return Shape(edges, cumulative).quantile(q) if cumulative[-1] > 0 else math.nan

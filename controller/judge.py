@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
+import orjson
+
 from controller.core.evidence.config import (
     EngineConfig,
     Gate,
@@ -56,7 +58,7 @@ def main(stdin: IO[str], stdout: IO[str], *, evidence_required: bool = False) ->
         if not line.strip():
             continue
         try:
-            answer = _handle(desks, json.loads(line), evidence_required)
+            answer = _handle(desks, orjson.loads(line), evidence_required)
         except (KeyError, TypeError, ValueError) as exc:
             answer, status = {"error": f"{type(exc).__name__}: {exc}", "decision": "hold"}, 2
         if answer is not None:

@@ -157,6 +157,7 @@ class Stack:
             "PENSTOCK_PROMETHEUS_URL": settings.prometheus_url,
             "PENSTOCK_SCRAPE_INTERVAL": format_duration(settings.scrape_interval),
             "PENSTOCK_LISTEN": settings.listen,
+            "PENSTOCK_ROUTER_URL": settings.router_url,
             "PENSTOCK_SLACK_TOKEN": settings.slack_token or None,
             "PENSTOCK_SLACK_CHANNEL": settings.slack_channel,
             "PENSTOCK_SLACK_API_URL": settings.slack_api_url,

@@ -57,6 +57,11 @@ def test_bad_candidates_get_no_further_than_where_they_turned_bad(rows):
     assert "error-rate" in rows["errors"]["decisions"][-1]["text"]
 
 
+def test_the_candidate_that_starts_to_fail_is_brought_back_by_the_guard(rows):
+    last = rows["errors"]["decisions"][-1]
+    assert (last["kind"], last["why"], last["by"]) == ("roll_back", "breach", "guard")
+
+
 def test_nobody_was_exposed_to_the_silent_candidate_and_few_to_the_slow_one(rows):
     assert rows["silent"]["exposed_requests"] == 0
     assert rows["slow"]["exposed_requests"] < rows["good"]["exposed_requests"] / 5

@@ -2,7 +2,7 @@
 What a scenario of the demo came to: one JSON object, its lines documented here.
 
 * `phases`: from the row that confirmed a phase's weight to the row that confirmed the next change.
-* `decisions`: every Decided row, holds included.
+* `decisions`: every Decided row, holds included; `by` is the gate check, the guard or a person.
 * `exposed_requests`: user requests that the candidate answered, counted by the traffic driver from the router's answers.
 * `breach_to_flag_s`: from when the breach could be seen in Prometheus to the flag store's own time of the write that brought the
   candidate to 0. "Could be seen" is found afterwards: the queries of the breached gates are asked again at evaluation times going back in
@@ -54,7 +54,14 @@ def report(watch: Watch, ports: Ports, propagation: Propagation, *, exposed: int
             for stay in watch.stays
         ],
         "decisions": [
-            {"seq": s.seq, "kind": s.decision.kind, "why": s.decision.why, "text": s.decision.text, "at": s.at.isoformat()}
+            {
+                "seq": s.seq,
+                "kind": s.decision.kind,
+                "why": s.decision.why,
+                "by": s.decided.source,
+                "text": s.decision.text,
+                "at": s.at.isoformat(),
+            }
             for s in watch.said
         ],
         "exposed_requests": exposed,

@@ -60,6 +60,7 @@ class Scenario:
         trouble: None if it behaves.
         approve_half: Going to 50% needs an approval, which the demo gives.
         silent: Its series never reach Prometheus.
+        gate_every: Between gate checks. Longer where the guard is to be seen at work: it needs some 5 s from the trouble.
         patience_s: Still not ended after so long, it counts as held; None: only the time limit of the demo counts.
     """
 
@@ -72,6 +73,7 @@ class Scenario:
     trouble: Trouble | None = None
     approve_half: bool = False
     silent: bool = False
+    gate_every: str = "5s"
     patience_s: float | None = None
 
     @property
@@ -103,8 +105,9 @@ SCENARIOS = (
         candidate="o4-mini",
         story="begins to fail at 25%",
         expected=("rolled_back",),
-        rate=40.0,
+        rate=50.0,
         price=(1.1, 4.4),
+        gate_every="15s",
         trouble=Trouble(weight=25_000, change={"errors": {"server_error": 0.4}}, text="40% of its requests fail"),
     ),
     Scenario(
@@ -155,7 +158,7 @@ def rollout_spec(scenario: Scenario, *, channel: str = "#llm-rollouts") -> dict[
             {"name": "p95-vs-baseline", "indicator": "latency", "quantile": 0.95, "max_increase": "15%"},
             {"name": "cost-vs-baseline", "indicator": "cost_per_request", "max_increase": "10%"},
         ],
-        "gates": {"every": "5s", "guard_every": "1s", "confidence": 0.95, "min_requests": 30},
+        "gates": {"every": scenario.gate_every, "guard_every": "1s", "confidence": 0.95, "min_requests": 30},
         "phases": [
             {"name": "shadow", "mode": "shadow", "traffic": "20%", "bake": "8s"},
             {"name": "canary-5", "traffic": "5%", "bake": "8s"},

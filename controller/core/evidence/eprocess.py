@@ -31,13 +31,17 @@ GRAIN = 2.0**32
 """Log-evidence is rounded to 2^-32 nats, so that the last bit of a math library's logarithm does not reach the audit log."""
 
 
+LOWEST = -1e300
+TINY = 1e-300
+"""Stand for the logarithm of nothing, so that a row without any start stays finite."""
+
+
 def log_mean_exp(a: Array, axis: int) -> Array:
     """log of the mean of exp(a) along an axis."""
-    peak = np.max(a, axis=axis, keepdims=True)
-    peak = np.where(np.isfinite(peak), peak, 0.0)
-    with np.errstate(divide="ignore"):
-        total = np.log(np.mean(np.exp(a - peak), axis=axis, keepdims=True)) + peak
-    return np.squeeze(total, axis)
+    peak = np.maximum(a.max(axis=axis), LOWEST)
+    total = np.exp(a - np.expand_dims(peak, axis)).sum(axis=axis) / a.shape[axis]
+    result: Array = np.log(np.maximum(total, TINY)) + peak
+    return result
 
 
 class Wealth:

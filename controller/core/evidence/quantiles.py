@@ -31,17 +31,12 @@ def two_sample_log_lr(xc: Array, nc: Array, xb: Array, nb: Array, pb: Array, rat
         t_0 = (n_c t_c + n_b t_b) / (n_c + n_b), the product of the two likelihood ratios against t_0 is an e-variable for p_c = p_b;
         one-sided nulls by their extension to convex nulls.
     """
+    seen = (nc > 0) & (nb > 0)
     pc = odds(pb, ratio)
-    n = np.maximum(nc + nb, 1e-12)
-    p0 = (nc * pc + nb * pb) / n
-    p0 = np.where(nc + nb > 0, p0, pb)
-    lr = (
-        xc * np.log(pc / p0)
-        + (nc - xc) * np.log((1 - pc) / (1 - p0))
-        + xb * np.log(pb / p0)
-        + (nb - xb) * np.log((1 - pb) / (1 - p0))
-    )
-    return np.where((nc > 0) & (nb > 0), lr, 0.0)
+    p0 = pb + (pc - pb) * (nc / np.where(seen, nc + nb, 1.0))
+    q0 = 1 - p0
+    lr = xc * np.log(pc / p0) + (nc - xc) * np.log((1 - pc) / q0) + xb * np.log(pb / p0) + (nb - xb) * np.log((1 - pb) / q0)
+    return np.where(seen, lr, 0.0)
 
 
 class Shape:

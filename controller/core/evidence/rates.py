@@ -34,8 +34,14 @@ def limit_log_lr(x: Array, n: Array, p0: Array, ratio: Array) -> Array:
         expectation at most 1 on the whole one-sided null). For Y in [0, 1], a^Y b^(1-Y) <= aY + b(1-Y) by convexity (Hoeffding
         1963, eq. 4.1; the same step as Waudby-Smith and Ramdas 2024, section 4), so interpolated counts keep the bound.
     """
+    event, other = limit_steps(p0, ratio)
+    return x * event + (n - x) * other
+
+
+def limit_steps(p0: Array, ratio: Array) -> tuple[Array, Array]:
+    """What one bad event and one good one add to `limit_log_lr`."""
     p1 = odds(p0, ratio)
-    return x * np.log(p1 / p0) + (n - x) * np.log((1 - p1) / (1 - p0))
+    return np.log(p1 / p0), np.log((1 - p1) / (1 - p0))
 
 
 def ratio_log_lr(xc: Array, nc: Array, xb: Array, nb: Array, kappa: Array, ratio: Array) -> Array:

@@ -16,7 +16,7 @@ from controller.core.evidence.config import EngineConfig, MeanMargin, QuantileLi
 from controller.core.evidence.eprocess import Wealth, log_mean_exp
 from controller.core.evidence.overdispersion import PHI_MIN, PrivateNoise, count_phi
 from controller.core.evidence.quantiles import two_sample_log_lr
-from controller.core.evidence.rates import Array, limit_log_lr, odds, ratio_log_lr
+from controller.core.evidence.rates import Array, limit_steps, odds, ratio_log_lr
 from controller.core.evidence.reference import Reference
 from controller.core.evidence.streams import Streams
 
@@ -57,6 +57,7 @@ class Watch:
         # axes: rung, gate, ratio
         self.ratio: Array = ratios[:, None, :]
         self.limit: Array = odds(np.concatenate([rate, share])[None, :], multiple[:, None])[:, :, None]
+        self._event, self._other = limit_steps(self.limit, self.ratio)
         self.margin: Array = np.array([g.margin for g in self.gates if isinstance(g, MeanMargin)])
         self.kappa_mean: Array = 1 + multiple[:, None, None] * self.margin[None, :, None]
         self.noisy: Array = np.array([float(r.private_noise) for r in rungs])[:, None, None]
@@ -136,7 +137,7 @@ class Watch:
         a, b = nr + nq, 2 * (nr + nq)
         pc, pn = xc[None, :a, None], nc[None, :a, None]
         # candidate against the limit: rates and absolute quantiles together
-        absolute = limit_log_lr(pc, pn, self.limit, self.ratio)
+        absolute = pc * self._event + (pn - pc) * self._other  # limit_log_lr
         rate_c, rate_b = minute * nc[:nr], minute * nb[:nr]
         limit = self.limit[:, :nr, 0]
         phi_limit = count_phi(reference.clustering, limit * rate_c, None)
@@ -168,6 +169,8 @@ class Watch:
             return
         self.mean_block[0] += scrapes
         self.mean_block[1:] += amounts
+        if self.mean_block[0].max() < MEAN_SCRAPES:
+            return
         age, nc, ac, nb, ab = self.mean_block
         mu, s2 = reference.mean_and_variance()
         safe = np.where((s2 > 0) & (mu > 0), s2, 1.0)

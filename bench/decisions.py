@@ -89,7 +89,9 @@ def _looker(*, vary: bool) -> Callable[[], object]:
 
     def shares(n: float) -> Histogram:
         top = len(LATENCY_EDGES_S)
-        return Histogram(edges_s=LATENCY_EDGES_S, cumulative=tuple(n * min(1.0, (i + 1) / (top * 0.3)) for i in range(top)), total=n)
+        return Histogram(
+            edges_s=LATENCY_EDGES_S, cumulative=tuple(n * min(1.0, (i + 1) / (top * 0.3)) for i in range(top)), total=n
+        )
 
     def seen(n: float) -> None:
         counts = Sampled(candidate=Counts(bad=0.0, total=n), baseline=Counts(bad=0.0, total=n))

@@ -18,7 +18,9 @@ def main() -> int:
         help_s.append(_cpu_s([sys.executable, "-m", "controller.cli.app", "--help"]))
         bare_s.append(_cpu_s([sys.executable, "-c", "pass"]))
     figures = {"help_cpu_s": round(statistics.median(help_s), 3), "bare_python_cpu_s": round(statistics.median(bare_s), 3)}
-    sys.stdout.write(json.dumps(figures) + "\n" if options.output == "json" else "".join(f"{k:<26}{v:>12}\n" for k, v in figures.items()))
+    sys.stdout.write(
+        json.dumps(figures) + "\n" if options.output == "json" else "".join(f"{k:<26}{v:>12}\n" for k, v in figures.items())
+    )
     return 0
 
 

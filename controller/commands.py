@@ -83,7 +83,9 @@ def check_start(plan: Plan, ports: Ports) -> None:
     if flag is None:
         return
     if flag.killed:
-        raise CommandRefused(f"flag {plan.flag!r} in {plan.environment} is killed; un-kill it first (penstock flags unkill {plan.flag})")
+        raise CommandRefused(
+            f"flag {plan.flag!r} in {plan.environment} is killed; un-kill it first (penstock flags unkill {plan.flag})"
+        )
     if flag.weight == 0 and flag.shadow_weight == 0:
         return  # everybody gets the control, which the first write replaces by the plan's baseline
     serves = _words(flag.candidate) if flag.weight == WEIGHT_MAX else f"{_words(flag.candidate)} at {flag.weight / 1000:g}%"
@@ -114,7 +116,9 @@ def approve(rollout_id: str, ports: Ports, *, actor: str, groups: tuple[str, ...
         approval = rollout.plan.phases[state.entering].approval
         assert approval is not None, "only a phase with an approval is waited for"
         if not set(groups) & set(approval.groups):
-            raise CommandRefused(f"{actor} is in {', '.join(groups) or 'no group'}; this approval needs {' or '.join(approval.groups)}")
+            raise CommandRefused(
+                f"{actor} is in {', '.join(groups) or 'no group'}; this approval needs {' or '.join(approval.groups)}"
+            )
         if approval.not_requester and actor == rollout.requester:
             raise CommandRefused(f"{actor} started {rollout_id}; the plan wants somebody else to approve (not_requester)")
         now = ports.audit.now()

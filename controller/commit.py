@@ -8,7 +8,18 @@ row comes before the flag, the Applied row after it. Whoever dies in between is 
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from controller.core.converge import Convergence, Drift, FinishLowering, GiveUpRaise, InStep, Killed, Landed, UnrecordedLowering, converge, seen
+from controller.core.converge import (
+    Convergence,
+    Drift,
+    FinishLowering,
+    GiveUpRaise,
+    InStep,
+    Killed,
+    Landed,
+    UnrecordedLowering,
+    converge,
+    seen,
+)
 from controller.core.decision import Decision, Weights, lowers
 from controller.core.notice import notice_of
 from controller.core.rollout import Abandoned, Applied, Decided, Entry, Event, Moving, Observed, Rollout, fence_id, moves, step
@@ -104,7 +115,9 @@ def record(rollout: Rollout, event: Event, ports: Ports, actor: str) -> Rollout:
     return step(rollout, ports.audit.append(new, notice))
 
 
-def settle(rollout: Rollout, flag: RouteFlag | None, ports: Ports, *, actor: str) -> tuple[Rollout, RouteFlag | None, Convergence]:
+def settle(
+    rollout: Rollout, flag: RouteFlag | None, ports: Ports, *, actor: str
+) -> tuple[Rollout, RouteFlag | None, Convergence]:
     """
     Finish or withdraw whatever an earlier look left half-done.
 

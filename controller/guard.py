@@ -24,7 +24,9 @@ DELIVER_EVERY_S = 1.0
 """Between two looks into the outbox."""
 
 
-def guard(ports: Ports, every: timedelta | None, stop: threading.Event, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+def guard(
+    ports: Ports, every: timedelta | None, stop: threading.Event, *, monotonic: Callable[[], float] = time.monotonic
+) -> None:
     """
     Look until told to stop.
 
@@ -65,6 +67,10 @@ def mail(outbox: Outbox, notifier: Notifier, stop: threading.Event) -> None:
 def _tell(swept: Swept) -> None:
     if swept.error:
         log.error("look_failed", rollout_id=swept.rollout_id, error=swept.error)
-    elif swept.tick is not None and swept.tick.outcome in (Outcome.DECIDED, Outcome.UNRECORDED) and swept.tick.decision is not None:
+    elif (
+        swept.tick is not None and swept.tick.outcome in (Outcome.DECIDED, Outcome.UNRECORDED) and swept.tick.decision is not None
+    ):
         decision = swept.tick.decision
-        log.warning("guard_acted", rollout_id=swept.rollout_id, decision=decision.kind, why=decision.why.value, text=decision.text)
+        log.warning(
+            "guard_acted", rollout_id=swept.rollout_id, decision=decision.kind, why=decision.why.value, text=decision.text
+        )

@@ -37,8 +37,18 @@ RATES = {
 }
 """Limit -> columns of bad and all events, and what a gate asks of it: the last two are too rare to prove in an hour."""
 
-QUANTILES = {"p50_abs": ("latency", 0.50), "p95_abs": ("latency", 0.95), "ttft_p50_abs": ("ttft", 0.50), "ttft_p95_abs": ("ttft", 0.95)}
-RELATIVE = {"p50_rel": ("latency", 0.50), "p95_rel": ("latency", 0.95), "ttft_p50_rel": ("ttft", 0.50), "ttft_p95_rel": ("ttft", 0.95)}
+QUANTILES = {
+    "p50_abs": ("latency", 0.50),
+    "p95_abs": ("latency", 0.95),
+    "ttft_p50_abs": ("ttft", 0.50),
+    "ttft_p95_abs": ("ttft", 0.95),
+}
+RELATIVE = {
+    "p50_rel": ("latency", 0.50),
+    "p95_rel": ("latency", 0.95),
+    "ttft_p50_rel": ("ttft", 0.50),
+    "ttft_p95_rel": ("ttft", 0.95),
+}
 MEANS = {"cost_rel": ("cost_usd", REQUESTS)}
 
 
@@ -144,7 +154,9 @@ def config_of(init: Mapping[str, Any], *, evidence_required: bool = False) -> En
     bounds = tuple(float(b) for b in init["bounds"])
     slo = init["slo"]
     histograms = tuple(
-        Histogram(name=name, edges=bounds, first=columns.index(f"{name}_le_0")) for name in ("latency", "ttft") if f"{name}_le_0" in columns
+        Histogram(name=name, edges=bounds, first=columns.index(f"{name}_le_0"))
+        for name in ("latency", "ttft")
+        if f"{name}_le_0" in columns
     )
     gates: list[Gate] = []
     for key, limit in slo.items():

@@ -105,7 +105,10 @@ class Slo(_Spec):
             yield (other,), f"{self.indicator} has a {needed}, not a {other}"
         text = getattr(self, needed)
         if text is None:
-            yield (), f"{self.indicator} needs a {needed} (write {needed}: {'3.0s' if timed else '99.9%' if needed == 'min' else '1%'})"
+            yield (
+                (),
+                f"{self.indicator} needs a {needed} (write {needed}: {'3.0s' if timed else '99.9%' if needed == 'min' else '1%'})",
+            )
             return
         try:
             seconds = parse_duration(text).total_seconds() if timed else parse_ratio(text)
@@ -219,7 +222,9 @@ class Gates(_Spec):
     """How the gates are run."""
 
     every: PositiveDuration = _at(0, "15m", validate_default=True, description="Time between gate checks, which may raise")
-    guard_every: PositiveDuration = _at(1, "15s", validate_default=True, description="Time between looks of the guard, which only lowers")
+    guard_every: PositiveDuration = _at(
+        1, "15s", validate_default=True, description="Time between looks of the guard, which only lowers"
+    )
     confidence: float = _at(2, 0.95)
     min_requests: int = _at(3, 500, description="Requests of the candidate that a passing verdict needs")
     on_breach: Literal["rollback", "pause"] = _at(4, "rollback")
@@ -249,9 +254,7 @@ class ApprovalSpec(_Spec):
     not_requester: bool = _at(3, True)
 
     def approval(self) -> core.Approval:
-        return core.Approval(
-            groups=tuple(self.from_), count=self.count, expires=self.expires, not_requester=self.not_requester
-        )
+        return core.Approval(groups=tuple(self.from_), count=self.count, expires=self.expires, not_requester=self.not_requester)
 
 
 class PhaseSpec(_Spec):
@@ -267,7 +270,9 @@ class PhaseSpec(_Spec):
     def _fits(self) -> "PhaseSpec":
         exact = self.traffic * WEIGHT_MAX
         if abs(exact - round(exact)) > 1e-6 or round(exact) == 0:
-            raise Inconsistent([(("traffic",), f"{self.traffic * 100:g}% is not a whole number of thousandths of a percent above 0")])
+            raise Inconsistent(
+                [(("traffic",), f"{self.traffic * 100:g}% is not a whole number of thousandths of a percent above 0")]
+            )
         return self
 
     def phase(self) -> core.Phase:
@@ -361,7 +366,9 @@ class RolloutSpec(_Spec):
     def to_plan(self) -> core.Plan:
         """Raises PlanError when parts contradict each other."""
         if self.metrics.profile != "router":
-            raise core.PlanError(f"metrics.profile: {self.metrics.profile!r} is not built yet; this release reads 'router'", ("metrics", "profile"))
+            raise core.PlanError(
+                f"metrics.profile: {self.metrics.profile!r} is not built yet; this release reads 'router'", ("metrics", "profile")
+            )
         for index, phase in enumerate(self.phases):
             if phase.approval is not None:
                 try:

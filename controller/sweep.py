@@ -44,9 +44,7 @@ def anybody_due(ports: Ports) -> bool:
     return any(due(replay(ports.audit.entries(i)), now) for i in active)
 
 
-def sweep(
-    ports: Ports, *, may_raise: bool, only: Sequence[str] = (), force: bool = False, workers: int = 8
-) -> Iterator[Swept]:
+def sweep(ports: Ports, *, may_raise: bool, only: Sequence[str] = (), force: bool = False, workers: int = 8) -> Iterator[Swept]:
     """
     Args:
         ports: The world; its adapters are safe to share between threads.

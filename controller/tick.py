@@ -138,9 +138,7 @@ def questions(rollout: Rollout, now: datetime) -> tuple[tuple[Gate, ...], Scope]
         assert isinstance(settled, Baking | AwaitingApproval)
         gates = plan.gates_of(settled.phase)
         since, arm = settled.since, "candidate" if plan.phases[settled.phase].live_weight else "shadow"
-    return gates, Scope(
-        environment=plan.environment, flag=plan.flag, arm=arm, since=since, opened_at=rollout.opened_at, at=now
-    )
+    return gates, Scope(environment=plan.environment, flag=plan.flag, arm=arm, since=since, opened_at=rollout.opened_at, at=now)
 
 
 def _outcome(done: Committed) -> Outcome:

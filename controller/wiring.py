@@ -81,7 +81,9 @@ def check_models(settings: Settings, plan: Plan) -> None:
     for side, variant in (("baseline", plan.baseline), ("candidate", plan.candidate)):
         if variant.model not in known:
             names = ", ".join(sorted(known)) or "none"
-            raise CommandRefused(f"{side}: the router at {settings.router_url} does not know model {variant.model!r}; it knows {names}")
+            raise CommandRefused(
+                f"{side}: the router at {settings.router_url} does not know model {variant.model!r}; it knows {names}"
+            )
 
 
 @contextmanager

@@ -75,7 +75,9 @@ class RouteFlag:
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= WEIGHT_MAX:
                 raise FlagSpecError(f"{name}: {value!r} of flag {self.key!r} is not a whole number within 0..{WEIGHT_MAX}")
         if not self.environment or not self.key or not self.salt:
-            raise FlagSpecError(f"environment, key and salt must not be empty, got {self.environment!r}, {self.key!r}, {self.salt!r}")
+            raise FlagSpecError(
+                f"environment, key and salt must not be empty, got {self.environment!r}, {self.key!r}, {self.salt!r}"
+            )
         if self.version < 0 or self.revision < 0:
             raise FlagSpecError(f"version and revision of flag {self.key!r} count from 0, got {self.version} and {self.revision}")
         if self.lease is not None and self.lease.tzinfo is None:

@@ -142,7 +142,9 @@ class MemoryFlags:
         current = self.flags.get((environment, key))
         if current is None:
             raise UnknownFlag(f"no flag {key!r} in {environment}")
-        by = replace(current, version=current.version + 1, revision=self.revision + 1, killed=killed, decision_id=f"person:{actor}")
+        by = replace(
+            current, version=current.version + 1, revision=self.revision + 1, killed=killed, decision_id=f"person:{actor}"
+        )
         # Un-killing never brings traffic back by itself.
         return self._put(by if killed else replace(by, weight=0, shadow_weight=0))
 

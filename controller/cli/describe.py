@@ -206,7 +206,9 @@ def queries(entry: Entry) -> list[dict[str, Any]]:
     found: dict[tuple[str, datetime], dict[str, Any]] = {}
     for gate, measurement in event.observed.measurements:
         for e in measurement.evidence:
-            row = found.setdefault((e.query, e.at), {"query": e.query, "at": stamp(e.at), "digest": e.digest, "note": e.note, "gates": []})
+            row = found.setdefault(
+                (e.query, e.at), {"query": e.query, "at": stamp(e.at), "digest": e.digest, "note": e.note, "gates": []}
+            )
             row["gates"].append(gate)
     return list(found.values())
 

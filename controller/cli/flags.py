@@ -29,13 +29,17 @@ def list_(*, environment: Environment = "production", output: Output = "table") 
 
 
 @flags.command
-def kill(key: str, *, reason: str, environment: Environment = "production", actor: str | None = None, output: Output = "table") -> int:
+def kill(
+    key: str, *, reason: str, environment: Environment = "production", actor: str | None = None, output: Output = "table"
+) -> int:
     """Send everybody to the control at once, whatever any rollout says; stays until un-killed."""
     return _switch(key, True, reason, environment, actor, output)
 
 
 @flags.command
-def unkill(key: str, *, reason: str, environment: Environment = "production", actor: str | None = None, output: Output = "table") -> int:
+def unkill(
+    key: str, *, reason: str, environment: Environment = "production", actor: str | None = None, output: Output = "table"
+) -> int:
     """Take a kill back. The weights stay 0: no traffic comes back by itself."""
     return _switch(key, False, reason, environment, actor, output)
 

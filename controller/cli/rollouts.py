@@ -80,7 +80,9 @@ def start(file: Path, *, key: str | None = None, actor: Actor = None, dry_run: b
     return 0
 
 
-def list_(*, all_: Annotated[bool, Parameter(name=["--all", "-a"], help="Ended rollouts too")] = False, output: Output = "table") -> int:
+def list_(
+    *, all_: Annotated[bool, Parameter(name=["--all", "-a"], help="Ended rollouts too")] = False, output: Output = "table"
+) -> int:
     """Rollouts, newest first."""
     with opened() as (controller, _):
         ids = controller.ports.index.known(100) if all_ else list(reversed(controller.ports.index.active()))
@@ -88,7 +90,9 @@ def list_(*, all_: Annotated[bool, Parameter(name=["--all", "-a"], help="Ended r
     if not rows and output == "table":
         errors.print("no rollouts" if all_ else "no active rollouts; --all shows those that have ended")
         return 0
-    print_rows(rows, ("rollout_id", "standing", "candidate", "environment", "flag", "exposed_requests", "opened_at", "opened_by"), output)
+    print_rows(
+        rows, ("rollout_id", "standing", "candidate", "environment", "flag", "exposed_requests", "opened_at", "opened_by"), output
+    )
     return 0
 
 
@@ -231,7 +235,9 @@ def _say(rollout: Rollout, ports: Ports, output: str) -> None:
 
 
 def _code(rollout: Rollout) -> int:
-    return {"rolled_back": EXIT_ROLLED_BACK, "aborted": EXIT_ROLLED_BACK, "awaiting_approval": EXIT_WAITS}.get(describe.state_name(rollout), 0)
+    return {"rolled_back": EXIT_ROLLED_BACK, "aborted": EXIT_ROLLED_BACK, "awaiting_approval": EXIT_WAITS}.get(
+        describe.state_name(rollout), 0
+    )
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

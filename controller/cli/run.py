@@ -34,7 +34,9 @@ def demo(
     *,
     scenario: Annotated[Literal["good", "slow", "errors", "silent", "all"], Parameter(help="Which candidate to watch")] = "all",
     seed: Annotated[int, Parameter(help="Of users, traffic and the simulated provider")] = 1,
-    trace: Annotated[Path | None, Parameter(help="Arrivals to replay: a CSV with TIMESTAMP,ContextTokens,GeneratedTokens")] = None,
+    trace: Annotated[
+        Path | None, Parameter(help="Arrivals to replay: a CSV with TIMESTAMP,ContextTokens,GeneratedTokens")
+    ] = None,
     speed: Annotated[float | None, Parameter(help="How many times faster than it happened")] = None,
     keep: Annotated[bool, Parameter(help="Keep everything running afterwards, to look around")] = False,
     home: Annotated[Path | None, Parameter(help="Where the demo keeps its data")] = None,
@@ -62,7 +64,9 @@ def serve(*, listen: Annotated[str | None, Parameter(help="host:port; default: P
 
 def guard(
     *,
-    every: Annotated[str | None, Parameter(help="Time between looks, such as 15s; default: the shortest guard_every of the plans")] = None,
+    every: Annotated[
+        str | None, Parameter(help="Time between looks, such as 15s; default: the shortest guard_every of the plans")
+    ] = None,
     mail: Annotated[bool, Parameter(help="Deliver notices as well")] = True,
 ) -> int:
     """Look at every active rollout every few seconds and lower at a breach; deliver notices beside it."""
@@ -81,7 +85,9 @@ def guard(
     with open_controller(load()) as controller:
         postman = None
         if mail:
-            postman = threading.Thread(target=loop.mail, args=(controller.outbox, controller.notifier, stop), name="mail", daemon=True)
+            postman = threading.Thread(
+                target=loop.mail, args=(controller.outbox, controller.notifier, stop), name="mail", daemon=True
+            )
             postman.start()
         loop.guard(controller.ports, pause, stop)
         if postman is not None:

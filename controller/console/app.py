@@ -34,7 +34,9 @@ def create_app(hub: FlagHub) -> Starlette:
 
     async def readyz(_: Request) -> Response:
         down = hub.down
-        return JSONResponse({"status": "ok"} if down is None else {"status": "down", "reason": down}, 200 if down is None else 503)
+        return JSONResponse(
+            {"status": "ok"} if down is None else {"status": "down", "reason": down}, 200 if down is None else 503
+        )
 
     return Starlette(routes=[*routes(hub), Route("/healthz", healthz), Route("/readyz", readyz)], lifespan=lifespan)
 

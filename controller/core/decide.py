@@ -50,7 +50,9 @@ def decide(
         case Killed():
             return RollBack(why=Why.KILLED, text="a person killed the flag")
         case UnrecordedLowering(decision_id=lowered_by):
-            return RollBack(why=Why.UNRECORDED_LOWERING, text=f"{lowered_by} lowered the flag while the audit log could not be written")
+            return RollBack(
+                why=Why.UNRECORDED_LOWERING, text=f"{lowered_by} lowered the flag while the audit log could not be written"
+            )
         case _:
             pass
 
@@ -89,7 +91,9 @@ def decide(
 
     entering = 0 if (phase_index := _phase_or_none(settled)) is None else phase_index + 1
     if entering == len(plan.phases):
-        return Promote(why=Why.GATES_PASSED, text=f"{plan.candidate.model} has passed every gate of the last phase, {plan.phases[-1].name}")
+        return Promote(
+            why=Why.GATES_PASSED, text=f"{plan.candidate.model} has passed every gate of the last phase, {plan.phases[-1].name}"
+        )
 
     if (freeze := frozen_until(plan.freezes, now)) is not None:
         name, ends = freeze
@@ -113,7 +117,9 @@ def votes_that_count(approval: Approval, votes: tuple[Vote, ...], requester: str
     return tuple(
         v
         for v in votes
-        if set(v.groups) & set(approval.groups) and now < v.at + approval.expires and not (approval.not_requester and v.actor == requester)
+        if set(v.groups) & set(approval.groups)
+        and now < v.at + approval.expires
+        and not (approval.not_requester and v.actor == requester)
     )
 
 
@@ -122,7 +128,9 @@ def _lacking(approval: Approval, settled: Settled, requester: str, now: datetime
     given = len(votes_that_count(approval, votes, requester, now))
     if given >= approval.count:
         return ""
-    return f"{approval.count - given} more approval{'s' if approval.count - given > 1 else ''} from {' or '.join(approval.groups)}"
+    return (
+        f"{approval.count - given} more approval{'s' if approval.count - given > 1 else ''} from {' or '.join(approval.groups)}"
+    )
 
 
 def _baked_at(plan: Plan, settled: Settled) -> datetime | None:

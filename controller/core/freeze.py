@@ -56,6 +56,6 @@ def check(freeze: Freeze) -> None:
                 raise PlanError(f"freeze {freeze.name!r}: ends {freeze.ends.isoformat()}, before it starts")
         case FreezeRule():
             try:
-                rrulestr(freeze.rrule, dtstart=datetime(2026, 1, 1))
+                rrulestr(freeze.rrule, dtstart=datetime(2026, 1, 1))  # noqa: DTZ001  # rules are read in wall-clock time
             except (ValueError, TypeError, KeyError) as exc:
                 raise PlanError(f"freeze {freeze.name!r}: rrule {freeze.rrule!r} cannot be read: {exc}") from exc

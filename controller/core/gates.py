@@ -99,7 +99,9 @@ def judge(gate: Gate, measurement: Measurement, policy: Policy, phase: Phase, ga
         case QueryFailed():
             return GateResult(gate=gate.name, mode=gate.mode, verdict=Verdict.ERROR, reason=measurement.reason)
         case NoData():
-            return GateResult(gate=gate.name, mode=gate.mode, verdict=Verdict.INSUFFICIENT, reason=f"no data: {measurement.reason}")
+            return GateResult(
+                gate=gate.name, mode=gate.mode, verdict=Verdict.INSUFFICIENT, reason=f"no data: {measurement.reason}"
+            )
         case Sampled():
             look = _Look(policy=policy, alpha=breach_alpha(policy, gates), age=age)
             try:
@@ -178,7 +180,9 @@ def _share_limit(gate: RateLimit | QuantileLimit, counts: Counts, limit: float, 
 def _quantile_increase(gate: QuantileIncrease, seen: Sampled, look: _Look) -> GateResult:
     candidate, baseline = _as(Histogram, seen.candidate), seen.baseline
     if baseline is None or _as(Histogram, baseline).total <= 0 or candidate.total <= 0:
-        return _result(gate, Verdict.INSUFFICIENT, "no requests of the baseline or the candidate to compare", limit=gate.max_increase)
+        return _result(
+            gate, Verdict.INSUFFICIENT, "no requests of the baseline or the candidate to compare", limit=gate.max_increase
+        )
     base = _as(Histogram, baseline)
     edge = nearest_edge(base, gate.quantile)
     if edge is None:
@@ -190,7 +194,9 @@ def _quantile_increase(gate: QuantileIncrease, seen: Sampled, look: _Look) -> Ga
         return _result(gate, Verdict.ERROR, f"a quantile {gate.quantile:g} lies above the last bucket edge")
     observed = q_c / q_b - 1
     numbers = _Numbers(observed=observed, limit=gate.max_increase, interval=None, n=c.total, n_baseline=b.total)
-    text = f"{pct(observed, sign=True)} against the baseline ({q_c:.3g} s to {q_b:.3g} s), limit {pct(gate.max_increase, sign=True)}"
+    text = (
+        f"{pct(observed, sign=True)} against the baseline ({q_c:.3g} s to {q_b:.3g} s), limit {pct(gate.max_increase, sign=True)}"
+    )
     # Within the margin, at most as many candidate requests exceed x(1+margin) as baseline requests exceed x.
     enough = min(c.total, b.total) >= COMPARED_MIN_REQUESTS
     if enough and c.bad * b.total > b.bad * c.total and intervals.newcombe(c, b, look.alpha)[0] > 0:
@@ -202,7 +208,9 @@ def _mean_increase(gate: MeanIncrease, seen: Sampled, look: _Look) -> GateResult
     c = _as(Moments, seen.candidate)
     b = None if seen.baseline is None else _as(Moments, seen.baseline)
     if b is None or b.n <= 1 or c.n <= 1 or b.total <= 0 or c.total <= 0:
-        return _result(gate, Verdict.INSUFFICIENT, "no priced requests of the baseline or the candidate to compare", limit=gate.max_increase)
+        return _result(
+            gate, Verdict.INSUFFICIENT, "no priced requests of the baseline or the candidate to compare", limit=gate.max_increase
+        )
     observed = (c.total / c.n) / (b.total / b.n) - 1
     low, high = intervals.mean_ratio(c, b, look.shown_alpha)
     numbers = _Numbers(observed=observed, limit=gate.max_increase, interval=(low - 1, high - 1), n=c.n, n_baseline=b.n)
@@ -264,7 +272,9 @@ def _earned(gate: Gate, numbers: _Numbers, look: _Look, text: str) -> GateResult
     return _result(gate, Verdict.PASS, text, numbers=numbers)
 
 
-def _result(gate: Gate, verdict: Verdict, reason: str, *, numbers: _Numbers | None = None, limit: float | None = None) -> GateResult:
+def _result(
+    gate: Gate, verdict: Verdict, reason: str, *, numbers: _Numbers | None = None, limit: float | None = None
+) -> GateResult:
     if numbers is None:
         return GateResult(gate=gate.name, mode=gate.mode, verdict=verdict, limit=limit, reason=reason)
     return GateResult(

@@ -22,7 +22,9 @@ def above(histogram: Histogram, limit_s: float) -> Counts:
     index = edge_at(histogram, limit_s)
     if index is None:
         low, high = neighbours(histogram, limit_s)
-        raise ValueError(f"the limit {limit_s:g} s is not a bucket edge (the nearest are {low} and {high}): add it to the histogram")
+        raise ValueError(
+            f"the limit {limit_s:g} s is not a bucket edge (the nearest are {low} and {high}): add it to the histogram"
+        )
     return _counts(histogram, index)
 
 

@@ -69,7 +69,9 @@ class Histogram:
             raise ValueError(f"a histogram needs as many counts as edges, got {len(self.cumulative)} and {len(self.edges_s)}")
         if any(b <= a for a, b in zip(self.edges_s, self.edges_s[1:], strict=False)):
             raise ValueError("bucket edges must rise")
-        if any(b < a for a, b in zip(self.cumulative, self.cumulative[1:], strict=False)) or self.cumulative[-1] > self.total * (1 + 1e-9):
+        if any(b < a for a, b in zip(self.cumulative, self.cumulative[1:], strict=False)) or self.cumulative[-1] > self.total * (
+            1 + 1e-9
+        ):
             raise ValueError("cumulative counts must not fall, and the total is the last of them")
         if not math.isfinite(self.total) or self.total < 0 or not all(math.isfinite(c) and c >= 0 for c in self.cumulative):
             raise ValueError("bucket counts must be finite and not negative")

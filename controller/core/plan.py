@@ -291,7 +291,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.baseline.model == self.candidate.model and dict(self.baseline.params) == dict(self.candidate.params):
-            raise PlanError(f"candidate: {self.candidate.model!r} is the same as the baseline, there is nothing to compare", ("candidate",))
+            raise PlanError(
+                f"candidate: {self.candidate.model!r} is the same as the baseline, there is nothing to compare", ("candidate",)
+            )
         _check_phases(self.phases)
         _check_unique("slos", [gate.name for gate in self.gates])
         names = {phase.name for phase in self.phases}
@@ -335,7 +337,10 @@ def _check_phases(phases: tuple[Phase, ...]) -> None:
     for index, phase in enumerate(phases):
         at = ("phases", index)
         if not 0 < phase.weight <= WEIGHT_MAX:
-            raise PlanError(f"phases: traffic of {phase.name!r} is {phase.weight / 1000:g}%, not within 0%..100% (0 excluded)", (*at, "traffic"))
+            raise PlanError(
+                f"phases: traffic of {phase.name!r} is {phase.weight / 1000:g}%, not within 0%..100% (0 excluded)",
+                (*at, "traffic"),
+            )
         if phase.bake < timedelta(0):
             raise PlanError(f"phases: bake of {phase.name!r} is negative", (*at, "bake"))
         if phase.mode is Mode.SHADOW:
@@ -350,7 +355,9 @@ def _check_phases(phases: tuple[Phase, ...]) -> None:
             )
         highest = phase.weight
     if highest != WEIGHT_MAX:
-        raise PlanError(f"phases: the last phase has {highest / 1000:g}% of the traffic; a rollout ends at 100%", (*at, "traffic"))
+        raise PlanError(
+            f"phases: the last phase has {highest / 1000:g}% of the traffic; a rollout ends at 100%", (*at, "traffic")
+        )
 
 
 def _check_unique(what: str, names: list[str]) -> None:

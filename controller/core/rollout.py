@@ -397,9 +397,7 @@ def _decided(state: State, event: Decided, at: datetime) -> State:
             pass
         case _:
             assert_never(event.decision)
-    return Moving(
-        settled=settled, decision=event.decision, decision_id=event.decision_id, weights=event.weights_after, since=at
-    )
+    return Moving(settled=settled, decision=event.decision, decision_id=event.decision_id, weights=event.weights_after, since=at)
 
 
 def _await(settled: Settled | Paused, at: datetime) -> State:

@@ -59,7 +59,9 @@ def test_migrating_twice_does_nothing_the_second_time(cli: Cli, databases: Datab
 
 
 @pytest.mark.services
-def test_a_prometheus_that_is_down_holds_the_rollout_and_is_named(cli: Cli, rollout_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prometheus_that_is_down_holds_the_rollout_and_is_named(
+    cli: Cli, rollout_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     port = closed_port()
     monkeypatch.setenv("PENSTOCK_PROMETHEUS_URL", f"http://127.0.0.1:{port}")
     assert cli("start", str(rollout_yaml)).code == 0

@@ -25,7 +25,10 @@ def test_a_weekend_begins_and_ends_at_local_midnight_also_when_the_clocks_change
 
 def test_a_span_holds_from_its_first_instant_to_before_its_last() -> None:
     assert frozen_until((YEAR_END,), datetime(2026, 12, 17, 22, 59, 59, tzinfo=UTC)) is None
-    assert frozen_until((YEAR_END,), datetime(2026, 12, 17, 23, 0, tzinfo=UTC)) == ("year-end", datetime(2027, 1, 4, 7, 0, tzinfo=UTC))
+    assert frozen_until((YEAR_END,), datetime(2026, 12, 17, 23, 0, tzinfo=UTC)) == (
+        "year-end",
+        datetime(2027, 1, 4, 7, 0, tzinfo=UTC),
+    )
     assert frozen_until((YEAR_END,), datetime(2027, 1, 4, 7, 0, tzinfo=UTC)) is None
 
 

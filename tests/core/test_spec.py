@@ -51,7 +51,11 @@ def test_every_part_reaches_the_plan() -> None:
         AtMost,
         Silence,
     ]
-    assert [(p.weight, p.live_weight, p.shadow_weight) for p in plan.phases] == [(10_000, 0, 10_000), (500, 500, 0), (100_000, 100_000, 0)]
+    assert [(p.weight, p.live_weight, p.shadow_weight) for p in plan.phases] == [
+        (10_000, 0, 10_000),
+        (500, 500, 0),
+        (100_000, 100_000, 0),
+    ]
     up = plan.gates[2]
     assert isinstance(up, RateLimit) and up.limit == 0.001
     assert plan.candidate.params == {"reasoning_effort": "low"}
@@ -108,7 +112,9 @@ def test_a_mistake_is_told_with_its_line_and_column(old: str, new: str, points_a
     place = f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
     with pytest.raises(SpecError) as caught:
         plan_of(text)
-    assert any(line.startswith(f"rollout.yaml:{place}: ") and says in line for line in str(caught.value).splitlines()), str(caught.value)
+    assert any(line.startswith(f"rollout.yaml:{place}: ") and says in line for line in str(caught.value).splitlines()), str(
+        caught.value
+    )
 
 
 def test_a_plan_without_any_gate_on_the_candidate_is_refused() -> None:

@@ -64,7 +64,11 @@ class Controllers(RuleBasedStateMachine):
         self.world.command(lambda p: what(self.world.rollout_id, p, actor="amir", reason="because"))  # type: ignore[operator]
         self.world.faults = []
 
-    @rule(truth=st.sampled_from([Truth.FEW, Truth.NOTHING, Truth.DOWN, Truth.GOOD]), may_raise=st.booleans(), hours=st.sampled_from([1, 5]))
+    @rule(
+        truth=st.sampled_from([Truth.FEW, Truth.NOTHING, Truth.DOWN, Truth.GOOD]),
+        may_raise=st.booleans(),
+        hours=st.sampled_from([1, 5]),
+    )
     def long_after_the_bake_somebody_looks_at_odd_evidence(self, truth: Truth, may_raise: bool, hours: int) -> None:
         self.world.truth = truth
         self.world.now += timedelta(hours=hours)
@@ -150,7 +154,10 @@ def test_a_good_candidate_is_promoted_when_people_approve() -> None:
         world.look(may_raise=True)
         if quarter == 10:
             for person in ("amir", "bea"):
-                assert world.command(lambda p, who=person: commands.approve(world.rollout_id, p, actor=who, groups=("managers",))) == "done"  # type: ignore[misc]
+                assert (
+                    world.command(lambda p, who=person: commands.approve(world.rollout_id, p, actor=who, groups=("managers",)))
+                    == "done"
+                )  # type: ignore[misc]
     flag = world.flag()
     assert flag is not None and flag.weight == 100_000
     assert replay(world.audit.rows[world.rollout_id]).state.__class__.__name__ == "Promoted"
@@ -173,7 +180,9 @@ def test_after_any_faults_a_good_candidate_is_still_promoted_once_the_faults_end
             world.command(lambda p, who=person: commands.approve(world.rollout_id, p, actor=who, groups=("managers",)))  # type: ignore[misc]
     rollout = replay(world.audit.rows[world.rollout_id])
     assert type(rollout.state).__name__ == "Promoted", rollout.state
-    promotions = [e for e in world.audit.rows[world.rollout_id] if isinstance(e.event, Decided) and e.event.decision.kind == "promote"]
+    promotions = [
+        e for e in world.audit.rows[world.rollout_id] if isinstance(e.event, Decided) and e.event.decision.kind == "promote"
+    ]
     applied = {e.event.decision_id for e in world.audit.rows[world.rollout_id] if isinstance(e.event, Applied)}
     assert sum(e.event.decision_id in applied for e in promotions) == 1  # type: ignore[union-attr]
 

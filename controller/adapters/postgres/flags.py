@@ -40,7 +40,10 @@ class PostgresFlags:
             self._engine.begin() as connection,
         ):
             # A client that freezes after this question loses its transaction to idle_in_transaction_session_timeout.
-            if change.not_after is not None and connection.execute(select(func.clock_timestamp())).scalar_one() > change.not_after:
+            if (
+                change.not_after is not None
+                and connection.execute(select(func.clock_timestamp())).scalar_one() > change.not_after
+            ):
                 raise FlagConflict(f"flag {change.key!r}: {change.decision_id} came after {change.not_after.isoformat()}")
             if expected_version == 0:
                 statement: Any = insert(flags).values(**_values(change), **_UNNUMBERED).on_conflict_do_nothing().returning(flags)

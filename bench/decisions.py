@@ -13,7 +13,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
-
 NEW_COUNTS = 4_000
 """Looks with counts that were never seen before, so that no interval is at hand."""
 

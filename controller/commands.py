@@ -14,7 +14,7 @@ from controller.core.decision import Abort, Decision, Pause, Resume, RollBack, W
 from controller.core.notice import notice_of
 from controller.core.plan import Plan
 from controller.core.rollout import Approved, AwaitingApproval, Baking, Entry, Observed, Opened, Paused, Pending, Rollout, replay
-from controller.ports import FlagHeld, NewEntry, Ports, PortError, SeqTaken, UnknownRollout
+from controller.ports import FlagHeld, NewEntry, PortError, Ports, SeqTaken, UnknownRollout
 from flagspec import WEIGHT_MAX, Variant
 
 

@@ -99,6 +99,9 @@ class MemoryAudit:
             self.waits[letter.id] = self.clock() + timedelta(seconds=retry_after_s or RETRY_S)
 
 
+CAPABILITIES = FlagCapabilities(cas="native", granularity=1, propagation_bound_s=0.0)
+
+
 @dataclass(slots=True)
 class MemoryFlags:
     """The flag store."""
@@ -106,7 +109,7 @@ class MemoryFlags:
     flags: dict[tuple[str, str], RouteFlag] = field(default_factory=dict)
     revision: int = 0
     clock: Clock = wall_clock
-    capabilities: FlagCapabilities = FlagCapabilities(cas="native", granularity=1, propagation_bound_s=0.0)
+    capabilities: FlagCapabilities = CAPABILITIES
 
     def read(self, environment: str, key: str) -> RouteFlag | None:
         return self.flags.get((environment, key))

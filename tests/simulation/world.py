@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from controller import codec, commands
-from controller.adapters.memory import MemoryAudit, MemoryFlags
+from controller.adapters.memory import CAPABILITIES, MemoryAudit, MemoryFlags
 from controller.core.decision import Advance, Promote, Resume
 from controller.core.gates import Verdict
 from controller.core.measurement import Counts, Evidence, Histogram, Measurement, NoData, QueryFailed, Sampled
@@ -276,7 +276,7 @@ class _Audit:
 @dataclass(slots=True)
 class _Flags:
     world: World
-    capabilities = MemoryFlags.capabilities
+    capabilities = CAPABILITIES
 
     def read(self, environment: str, key: str) -> RouteFlag | None:
         return self.world.call(lambda: self.world.flags.read(environment, key), FlagUnavailable)

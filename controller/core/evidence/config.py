@@ -126,6 +126,8 @@ class Rung:
     Args:
         name: Shown in verdicts.
         multiple: Margins times this, limits as odds times this. 1 is the SLO itself.
+        worse: How many times the ratio to the baseline that a limit allows (limit / long-run baseline rate) a rate must be beyond as
+            well. Above 1 a burst of one arm on top of a burst of both is no catastrophe.
         alpha: Share of the false-rollback budget.
         cap_nats: Most log-evidence that one block may add, so that one burst cannot decide.
         block: Scrapes in a block; a fresh start is mixed in after each.
@@ -136,6 +138,7 @@ class Rung:
 
     name: str
     multiple: float
+    worse: float
     alpha: float
     cap_nats: float
     block: int
@@ -144,9 +147,9 @@ class Rung:
 
 
 RUNGS = (
-    Rung(name="slow", multiple=1.0, alpha=0.032, cap_nats=5.0, block=20, ratios=(1.2, 1.5, 2.2, 5.0)),
-    Rung(name="medium", multiple=2.5, alpha=0.010, cap_nats=5.0, block=4, ratios=(1.3, 2.0, 4.0, 12.0)),
-    Rung(name="fast", multiple=5.0, alpha=0.008, cap_nats=9.0, block=1, ratios=(1.5, 3.0, 8.0, 20.0), private_noise=False),
+    Rung(name="slow", multiple=1.0, worse=1.0, alpha=0.032, cap_nats=5.0, block=20, ratios=(1.2, 1.5, 2.2, 5.0)),
+    Rung(name="medium", multiple=2.5, worse=1.5, alpha=0.010, cap_nats=5.0, block=4, ratios=(1.3, 2.0, 4.0, 12.0)),
+    Rung(name="fast", multiple=5.0, worse=1.5, alpha=0.008, cap_nats=9.0, block=1, ratios=(1.5, 3.0, 8.0, 20.0), private_noise=False),
 )
 """Together 5 % for a whole rollout. The SLO itself; two and a half times its margin; and a catastrophe, decided in two scrapes."""
 

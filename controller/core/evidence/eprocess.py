@@ -24,7 +24,7 @@ START_DECAY = 1.25
 ZETA = 4.59511182
 """Sum of k^-1.25 over k >= 1, rounded up: the starts of a phase never spend more than its share."""
 
-AT_ONCE = 0.5
+AT_ONCE = 0.6
 """Part of a phase's weight that starts with the phase itself."""
 
 GRAIN = 2.0**32

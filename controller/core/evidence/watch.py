@@ -58,6 +58,7 @@ class Watch:
         self.ratio: Array = ratios[:, None, :]
         self.limit: Array = odds(np.concatenate([rate, share])[None, :], multiple[:, None])[:, :, None]
         self._event, self._other = limit_steps(self.limit, self.ratio)
+        self.worse: Array = np.array([r.worse for r in rungs])[:, None, None]
         self.margin: Array = np.array([g.margin for g in self.gates if isinstance(g, MeanMargin)])
         self.kappa_mean: Array = 1 + multiple[:, None, None] * self.margin[None, :, None]
         self.noisy: Array = np.array([float(r.private_noise) for r in rungs])[:, None, None]
@@ -142,7 +143,7 @@ class Watch:
         limit = self.limit[:, :nr, 0]
         phi_limit = count_phi(reference.clustering, limit * rate_c, None)
         phi_ratio = count_phi(reference.clustering, limit * rate_c, reference.calm_rate * rate_b)
-        kappa = np.maximum(reference.limit / reference.calm_rate, 1.0)[None, :, None]
+        kappa = self.worse * np.maximum(reference.limit / reference.calm_rate, 1.0)[None, :, None]
         ratio = ratio_log_lr(xc[None, :nr, None], nc[None, :nr, None], xb[None, :nr, None], nb[None, :nr, None], kappa, self.ratio)
         table[:, :nr] = absolute[:, :nr] / self._soften(phi_limit[:, :, None])
         table[:, a : a + nr] = ratio / self._soften(phi_ratio[:, :, None])

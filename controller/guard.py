@@ -20,6 +20,9 @@ from controller.tick import Outcome
 
 log = structlog.get_logger("penstock.guard")
 
+IDLE = timedelta(seconds=1)
+"""Between two looks for a first rollout: it must not be unguarded for longer because nothing ran before it."""
+
 DELIVER_EVERY_S = 1.0
 """Between two looks into the outbox."""
 
@@ -37,7 +40,7 @@ def guard(
     """
     while not stop.is_set():
         begun = monotonic()
-        pause = every or timedelta(seconds=15)
+        pause = every or IDLE
         try:
             active = list(ports.index.active())
             if every is None and active:

@@ -53,6 +53,7 @@ class Engine:
         self.proof = Proof(config)
         self.noise = PrivateNoise(self.watch.nq + self.watch.nm)
         self.phase = -1
+        self.furthest = -1
         self.breach: Breach | None = None
         self.streams: Streams | None = None
         self.compiled_from: Array | None = None
@@ -86,10 +87,9 @@ class Engine:
         if not 0 <= phase < len(self.config.phases):
             raise ValueError(f"no phase {phase}, the plan has {len(self.config.phases)}")
         before = self.config.phases[self.phase] if self.phase >= 0 else None
-        first = self.phase < 0
         self.proof.begin(carry=before is not None and before.shadow and phase == self.phase + 1)
-        self.watch.begin(self._starts(phase, first=first))
-        self.phase = phase
+        self.watch.begin(self._starts(phase))
+        self.phase, self.furthest = phase, max(self.furthest, phase)
         self.reference.enter()
         self._compile()
         self.pending[:] = 0
@@ -207,9 +207,9 @@ class Engine:
             noise[i] = self.reference.noise[names.index(g.histogram)]
         self.noise.enter(prior_variance(noise, streams.density))
 
-    def _starts(self, phase: int, *, first: bool) -> float:
+    def _starts(self, phase: int) -> float:
         phases = self.config.phases
-        if phase <= self.phase:
+        if phase <= self.furthest:
             return 0.0  # entered again: its starts are spent
         shadow = SHADOW_WEIGHT if phases[0].shadow and len(phases) > 1 else 0.0
         if phase == 0 and shadow:

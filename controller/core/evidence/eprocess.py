@@ -21,7 +21,7 @@ from controller.core.evidence.rates import Array
 START_DECAY = 1.25
 """Weight of the k-th start after a phase began falls as k^-1.25: faults are likelier soon after exposure rose."""
 
-ZETA = 4.59511182
+ZETA = 4.5952
 """Sum of k^-1.25 over k >= 1, rounded up: the starts of a phase never spend more than its share."""
 
 AT_ONCE = 0.6

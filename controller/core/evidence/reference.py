@@ -44,6 +44,8 @@ class Reference:
         self.mean_rate: Array = self.limit * RATE_UNKNOWN
         self.calm_rate: Array = self.mean_rate.copy()
         self.clustering: Array = np.full(len(self._rates), 0.1)
+        self.clustering_all: Array = np.full(len(self._rates), 1.0)
+        """The same with bursts left in; 1 where no history tells."""
         self.noise: Array = np.zeros(len(config.histograms))
         self.mean_sums: Array = np.zeros((4, len(self._means)))
         """Blocks, requests, amount, and sum of amount^2 / requests, per mean."""
@@ -81,6 +83,8 @@ class Reference:
         for j in range(len(self.limit)):
             at = kept[:, j] & (n[:, j] > 0)
             self.clustering[j] = clustering(x[at, j], n[at, j] * self.calm_rate[j])
+            seen = n[:, j] > 0
+            self.clustering_all[j] = max(clustering(x[seen, j], n[seen, j] * self.mean_rate[j]), self.clustering[j])
 
     def _guess(self) -> None:
         rate = self._shrunk(*self.events)

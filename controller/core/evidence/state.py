@@ -17,14 +17,14 @@ from controller.core.evidence.watch import Breach
 VERSION = 1
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "reference": ("scrapes", "recent", "events", "mean_rate", "calm_rate", "clustering", "noise", "mean_sums"),
+    "reference": ("scrapes", "recent", "events", "mean_rate", "calm_rate", "clustering", "clustering_all", "noise", "mean_sums"),
     "noise": ("prior", "tau2", "sums", "blocks", "queue", "last", "products", "precision", "count"),
     "proof": ("rate_limit", "rate_ratio", "quantile", "relative", "mean", "mean_block", "delayed", "incident_blocks"),
-    "watch": ("log_e", "mean_block"),
+    "watch": ("log_e", "mean_block", "rate_block", "rate_age"),
     "counters": ("t", "last"),
 }
 WEALTH = ("base", "run", "age", "starts", "phase_weight")
-OWN = ("phase", "pending", "pending_scrapes", "tally")
+OWN = ("phase", "furthest", "pending", "pending_scrapes", "tally")
 
 
 def dump(engine: Engine) -> dict[str, Any]:

@@ -3,7 +3,9 @@ Evidence that the candidate is beyond a margin: the half of the engine that roll
 
 For each rung (the SLO, 2.5 times its margin, a catastrophe) and each metric there are e-processes as rows of one `Wealth`. A rate and an absolute
 quantile must be beyond their limit and worse than the baseline at the same time, so they have two rows each and count the smaller
-(an e-process for the union of both nulls): an incident that both arms share is no evidence against the candidate.
+(an e-process for the union of both nulls): an incident that both arms share is no evidence against the candidate. Where the baseline fails
+too rarely to be compared with, that comparison learns nothing; so a rate's evidence is the average of this pair and of a third row: the
+limit alone, in minutes in which the baseline is calm, softened by all the burstiness that history has shown.
 """
 
 from dataclasses import dataclass
@@ -16,9 +18,13 @@ from controller.core.evidence.config import EngineConfig, MeanMargin, QuantileLi
 from controller.core.evidence.eprocess import Wealth, log_mean_exp
 from controller.core.evidence.overdispersion import PHI_MIN, PrivateNoise, count_phi
 from controller.core.evidence.quantiles import two_sample_log_lr
-from controller.core.evidence.rates import Array, limit_steps, odds, ratio_log_lr
+from controller.core.evidence.rates import Array, limit_steps, odds, ratio_log_lr, unlikely_at
 from controller.core.evidence.reference import Reference
 from controller.core.evidence.streams import Streams
+
+SURGE = 3.0
+"""A minute whose count of the baseline's failures has probability below e^-3 at its calm rate is left out of the limit alone. The choice
+rests on the baseline, never on the candidate."""
 
 MEAN_SCRAPES = 4.0
 """Least scrapes in a block of a mean."""
@@ -49,7 +55,7 @@ class Watch:
         kinds = [g.kind for g in self.gates]
         self.nr, self.nq = kinds.count("rate_limit"), kinds.count("quantile_limit")
         self.nm, self.nc = kinds.count("quantile_margin"), kinds.count("mean_margin")
-        self.rows = 2 * self.nr + 2 * self.nq + self.nm + self.nc
+        self.rows = 2 * (self.nr + self.nq) + self.nm + self.nc + self.nr
         ratios = np.array([r.ratios for r in rungs])
         rate = np.array([g.limit for g in self.gates if isinstance(g, RateLimit)])
         share = np.array([1 - g.q for g in self.gates if isinstance(g, QuantileLimit)])
@@ -73,6 +79,8 @@ class Watch:
         self.log_e: Array = np.zeros((len(rungs), len(self.gates)))
         self.mean_block: Array = np.zeros((5, self.nc))
         """Scrapes, candidate's requests and amount, baseline's requests and amount."""
+        self.rate_block: Array = np.zeros((4, self.nr))
+        self.rate_age = 0.0
         self._streams: Streams | None = None
         self._relative: NDArray[np.intp] = np.zeros((0, 0), dtype=np.intp)
 
@@ -80,6 +88,8 @@ class Watch:
         """A phase begins, with its share of the starts."""
         self.wealth.begin(weight)
         self.mean_block[:] = 0
+        self.rate_block[:] = 0
+        self.rate_age = 0.0
 
     def use(self, streams: Streams) -> None:
         """Thresholds for the data from now on."""
@@ -111,10 +121,15 @@ class Watch:
         table = np.zeros((rungs, self.rows, self.ratio.shape[2]))
         self._counts(table, counts, share, max(self._per_minute / max(scrapes, 1e-9), 1.0), reference, noise)
         self._means(table, amounts, scrapes, reference)
+        self._rates_alone(table, counts, scrapes, reference)
         rows = self.wealth.add(table.reshape(rungs * self.rows, -1)).reshape(rungs, self.rows)
         nr, nq = self.nr, self.nq
-        self.log_e[:, : nr + nq] = np.minimum(rows[:, : nr + nq], rows[:, nr + nq : 2 * (nr + nq)])
-        self.log_e[:, nr + nq :] = rows[:, 2 * (nr + nq) :]
+        a, end = nr + nq, self.rows - nr
+        self.log_e[:, :a] = np.minimum(rows[:, :a], rows[:, a : 2 * a])
+        self.log_e[:, a:] = rows[:, 2 * a : end]
+        if nr:
+            either = np.logaddexp(self.log_e[:, :nr], rows[:, end:]) - np.log(2)
+            self.log_e[:, :nr] = np.where(self.noisy[:, :, 0] > 0, either, self.log_e[:, :nr])
         # a weighted average of e-values is an e-value under any dependence (Vovk and Wang 2021, Proposition 3.1)
         combined = self.combined()
         for i in np.flatnonzero(combined >= self.threshold)[::-1]:
@@ -185,5 +200,22 @@ class Watch:
         variance = means.margin_variance(safe[None, :, None], kappa, c[None, :, None], b[None, :, None])
         effect = np.array(means.EFFECTS)[None, None, :] * mu[None, :, None]
         lr = means.mean_log_lr(difference, variance, effect)
-        table[:, -self.nc :] = np.where(full[None, :, None], lr, 0.0)
+        end = self.rows - self.nr
+        table[:, end - self.nc : end] = np.where(full[None, :, None], lr, 0.0)
         self.mean_block[:, full] = 0.0
+
+    def _rates_alone(self, table: Array, counts: tuple[Array, Array, Array, Array], scrapes: float, reference: Reference) -> None:
+        nr = self.nr
+        for total, count in zip(self.rate_block, counts, strict=True):
+            total += count[:nr]
+        self.rate_age += scrapes
+        if nr == 0 or self.rate_age < self._per_minute - 1e-6:
+            return
+        xc, nc, xb, nb = self.rate_block
+        per_minute = self._per_minute / self.rate_age
+        calm = (nb > 0) & (unlikely_at(xb, nb * reference.calm_rate) < SURGE)
+        phi = count_phi(reference.clustering_all, self.limit[:, :nr, 0] * nc * per_minute, None)[:, :, None]
+        lr = xc[None, :, None] * self._event[:, :nr] + (nc - xc)[None, :, None] * self._other[:, :nr]
+        table[:, self.rows - nr :] = np.where(calm[None, :, None] & (self.noisy > 0), lr / phi, 0.0)
+        self.rate_block[:] = 0
+        self.rate_age = 0.0

@@ -4,14 +4,15 @@ Where objects are built: settings in, a controller with all its ports out.
 Its one rule: nothing else builds an adapter. Everything is opened here and closed here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from controller.commands import CommandRefused
-from controller.core.plan import Plan
-from controller.ports import Notifier, Outbox, Ports
+from controller.core.measurement import QueryFailed
+from controller.core.plan import Gate, Plan
+from controller.ports import Measured, MetricSource, Notifier, Outbox, Ports, Scope
 from controller.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -31,10 +32,21 @@ class Controller:
     notifier: Notifier
 
 
+class NoMetrics:
+    """The metric source where none is named: nothing can be measured, so nothing can pass."""
+
+    def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
+        return Measured(measurements=tuple(QueryFailed(reason=NO_PROMETHEUS) for _ in gates), exposure=None)
+
+
 @contextmanager
-def open_controller(settings: Settings) -> Iterator[Controller]:
+def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Controller]:
     """
     Connect to everything that the settings name.
+
+    Args:
+        settings: Where everything is.
+        reading: The log is only read: a Prometheus need not be named.
 
     Raises:
         SettingsError: no database or no Prometheus is named and none is running.
@@ -46,12 +58,14 @@ def open_controller(settings: Settings) -> Iterator[Controller]:
 
     if settings.database_url is None:
         raise SettingsError(NO_DATABASE)
-    if settings.prometheus_url is None:
+    if settings.prometheus_url is None and not reading:
         raise SettingsError(NO_PROMETHEUS)
     engine = open_engine(settings.database_url)
     try:
         audit = PostgresAudit(engine)
-        source = PrometheusSource(settings.prometheus_url, scrape_interval=settings.scrape_interval)
+        source: MetricSource = NoMetrics()
+        if settings.prometheus_url is not None:
+            source = PrometheusSource(settings.prometheus_url, scrape_interval=settings.scrape_interval)
         ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=source)
         notifier: Notifier = LogNotifier()
         if settings.slack_token:

@@ -196,7 +196,7 @@ def sentence(entry: Entry, entries: Sequence[Entry]) -> str:
     begun = [e.at for e in entries if isinstance(e.event, Applied) and e.seq < entry.seq]
     after = f", {(entry.at - begun[-1]).total_seconds():.0f} s after the last change" if begun else ""
     exposed = "" if event.observed.exposure is None else f", {event.observed.exposure:.0f} users' requests exposed so far"
-    return f"{what} by {entry.actor} at {stamp(entry.at)}{after}{exposed}: {event.decision.text}"
+    return f"{what} by {entry.actor} at {entry.at:%Y-%m-%d %H:%M:%S} UTC{after}{exposed}: {event.decision.text}"
 
 
 def queries(entry: Entry) -> list[dict[str, Any]]:

@@ -13,8 +13,10 @@ from rich.live import Live
 
 from controller import codec, commands
 from controller.cli import describe
+from controller.cli.at_rest import readable
 from controller.cli.output import Output, console, errors, print_json, print_rows
 from controller.cli.screen import screen
+from controller.core.gates import pct
 from controller.core.rollout import Rollout, replay
 from controller.ports import Ports, UnknownRollout
 from controller.settings import Settings, load
@@ -30,9 +32,17 @@ EXIT_ROLLED_BACK, EXIT_WAITS, EXIT_TIMEOUT = 3, 4, 5
 
 @contextmanager
 def opened() -> Iterator[tuple[Controller, Settings]]:
+    """The controller that runs here, for commands that act."""
     settings = load()
     with open_controller(settings) as controller:
         yield controller, settings
+
+
+@contextmanager
+def log_opened() -> Iterator[Ports]:
+    """The ports for commands that only read the log; also of a database that is at rest."""
+    with readable(load()) as settings, open_controller(settings, reading=True) as controller:
+        yield controller.ports
 
 
 def resolve(ports: Ports, rollout_id: str) -> str:
@@ -84,9 +94,9 @@ def list_(
     *, all_: Annotated[bool, Parameter(name=["--all", "-a"], help="Ended rollouts too")] = False, output: Output = "table"
 ) -> int:
     """Rollouts, newest first."""
-    with opened() as (controller, _):
-        ids = controller.ports.index.known(100) if all_ else list(reversed(controller.ports.index.active()))
-        rows = [describe.summary(replay(controller.ports.audit.entries(i))) for i in ids]
+    with log_opened() as ports:
+        ids = ports.index.known(100) if all_ else list(reversed(ports.index.active()))
+        rows = [describe.summary(replay(ports.audit.entries(i))) for i in ids]
     if not rows and output == "table":
         errors.print("no rollouts" if all_ else "no active rollouts; --all shows those that have ended")
         return 0
@@ -104,17 +114,17 @@ def get(
     output: Output = "table",
 ) -> int:
     """Where a rollout stands, what was decided last and what comes next."""
-    with opened() as (controller, _):
-        name = resolve(controller.ports, rollout_id)
+    with log_opened() as ports:
+        name = resolve(ports, rollout_id)
         if not watch:
-            entries = controller.ports.audit.entries(name)
+            entries = ports.audit.entries(name)
             rollout = replay(entries)
             if output == "json":
                 print_json(describe.detail(rollout, entries))
             else:
                 console.print(screen(describe.detail(rollout, entries)))
             return _code(rollout)
-        return _watch(controller.ports, name, timeout_s, output)
+        return _watch(ports, name, timeout_s, output)
 
 
 def _watch(ports: Ports, name: str, timeout_s: float | None, output: str) -> int:
@@ -149,8 +159,8 @@ def _watch(ports: Ports, name: str, timeout_s: float | None, output: str) -> int
 
 def why(rollout_id: Id, *, output: Output = "table") -> int:
     """Why traffic moved, or did not: the sentence, the numbers, the queries."""
-    with opened() as (controller, _):
-        entries = controller.ports.audit.entries(resolve(controller.ports, rollout_id))
+    with log_opened() as ports:
+        entries = ports.audit.entries(resolve(ports, rollout_id))
     told = describe.explanation(replay(entries), entries)
     if output == "json":
         print_json(told)
@@ -159,8 +169,11 @@ def why(rollout_id: Id, *, output: Output = "table") -> int:
     console.print(told["sentence"], soft_wrap=True, markup=False)
     if told["gates"]:
         console.print()
-        rows = [{**g, "n": round(g["n"]), "interval": _interval(g["interval"])} for g in told["gates"]]
-        print_rows(rows, ("gate", "verdict", "observed", "limit", "interval", "n", "reason"), "table")
+        rows = [
+            {**g, "requests": round(g["n"]), "interval": _interval(g["interval"]), "what_was_seen": g["reason"]}
+            for g in told["gates"]
+        ]
+        print_rows(rows, ("gate", "verdict", "requests", "interval", "what_was_seen"), "table")
     for query in told["queries"]:
         console.print(f"\n[dim]{query['at']}  {', '.join(query['gates'])}[/dim]", soft_wrap=True)
         console.print(query["query"], soft_wrap=True, markup=False)
@@ -173,8 +186,8 @@ def why(rollout_id: Id, *, output: Output = "table") -> int:
 
 def history(rollout_id: Id, *, output: Output = "table") -> int:
     """Every row of a rollout's audit log; `-o json` with the whole evidence."""
-    with opened() as (controller, _):
-        entries = controller.ports.audit.entries(resolve(controller.ports, rollout_id))
+    with log_opened() as ports:
+        entries = ports.audit.entries(resolve(ports, rollout_id))
     rows = (describe.history_json(e) if output == "json" else describe.history_row(e) for e in entries)
     print_rows(rows, ("seq", "at", "actor", "kind", "text"), output)
     return 0
@@ -241,4 +254,4 @@ def _code(rollout: Rollout) -> int:
 
 
 def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
+    return "" if interval is None else f"{pct(interval[0])} to {pct(interval[1])}"

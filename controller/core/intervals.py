@@ -16,7 +16,8 @@ def _wilson(bad: float, total: float, alpha: float) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(min(bad, total), total, alpha=alpha, method="wilson")
-    return float(low), float(high)
+    # Without bad requests the closed form leaves the bound at some 1e-17 instead of 0.
+    return (float(low) if bad > 0 else 0.0), (float(high) if bad < total else 1.0)
 
 
 def wilson(counts: Counts, alpha: float) -> tuple[float, float]:

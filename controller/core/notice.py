@@ -12,6 +12,7 @@ from controller.core.decision import Abort, Advance, Hold, Pause, Promote, Resum
 from controller.core.gates import GateResult, Verdict
 from controller.core.rollout import (
     Abandoned,
+    Aborted,
     Applied,
     Approved,
     AwaitingApproval,
@@ -22,6 +23,7 @@ from controller.core.rollout import (
     Opened,
     Paused,
     Promoted,
+    RolledBack,
     Rollout,
     State,
     phase_of,
@@ -121,8 +123,10 @@ def standing(rollout: Rollout) -> str:
     plan, state = rollout.plan, rollout.state
     if isinstance(state, Promoted):
         return "promoted, 100%"
-    if rollout.ended:
-        return "ended at 0%"
+    if isinstance(state, RolledBack):
+        return "rolled back, 0%"
+    if isinstance(state, Aborted):
+        return "aborted, 0%"
     inner = settled_of(state)
     index = None if inner is None else phase_of(inner)
     where = "not started" if index is None else f"{plan.phases[index].name} at {plan.phases[index].weight / 1000:g}%"

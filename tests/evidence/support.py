@@ -29,7 +29,14 @@ def columns(edges: tuple[float, ...] = EDGES) -> list[str]:
 
 
 def init(**changes: Any) -> dict[str, Any]:
-    message = {"type": "init", "columns": columns(), "bounds": list(EDGES), "slo": SLO, "scrape_s": 15, "phases": [list(p) for p in PHASES]}
+    message = {
+        "type": "init",
+        "columns": columns(),
+        "bounds": list(EDGES),
+        "slo": SLO,
+        "scrape_s": 15,
+        "phases": [list(p) for p in PHASES],
+    }
     return message | changes
 
 
@@ -84,6 +91,11 @@ class Pair:
         both = candidate.pop("both_errors", 0.0)
         own = {**candidate, "errors": candidate.get("errors", 0.003) + both}
         return self.t, self.cand.scrape(requests * share, **own), self.base.scrape(requests * (1 - share), errors=0.003 + both)
+
+
+def scalar(value: float) -> np.ndarray:
+    """A number as the array without dimensions that the formulas take."""
+    return np.array(value, dtype=np.float64)
 
 
 def surely(successes: int, trials: int) -> float:

@@ -9,8 +9,9 @@ import pytest
 from controller.core.evidence import means
 from controller.core.evidence.quantiles import Shape, split, two_sample_log_lr
 from controller.core.evidence.rates import limit_log_lr, ratio_log_lr, unlikely_at
+from tests.evidence.support import scalar
 
-A = np.float64
+A = scalar
 
 
 def binomial(k: int, n: int, p: float) -> float:
@@ -48,7 +49,9 @@ def test_a_burst_that_multiplies_both_arms_is_no_evidence_against_the_candidate(
 @pytest.mark.parametrize(("nc", "nb"), [(1, 1), (3, 9), (8, 4)])
 @pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize(("guess", "ratio"), [(0.5, 1.2), (0.05, 5.0), (0.3, 0.4), (0.9, 20.0)])
-def test_two_equal_proportions_earn_nothing_however_wrong_the_guess(nc: int, nb: int, p: float, guess: float, ratio: float) -> None:
+def test_two_equal_proportions_earn_nothing_however_wrong_the_guess(
+    nc: int, nb: int, p: float, guess: float, ratio: float
+) -> None:
     mean = sum(
         binomial(i, nc, p) * binomial(j, nb, p) * math.exp(float(two_sample_log_lr(A(i), A(nc), A(j), A(nb), A(guess), A(ratio))))
         for i, j in product(range(nc + 1), range(nb + 1))

@@ -183,7 +183,10 @@ def test_a_breach_survives_the_journey() -> None:
         ({"gates": (RateLimit(name="a", bad="nowhere", total="requests", limit=0.1),)}, "no column 'nowhere'"),
         ({"gates": (QuantileMargin(name="a", histogram="nowhere", q=0.5, margin=0.1),)}, "no histogram 'nowhere'"),
         ({"columns": ("requests", "requests")}, "same name"),
-        ({"rungs": (Rung(name="r", multiple=1.0, worse=1.0, alpha=0.2, cap_nats=5.0, block=20, ratios=(2.0,)),)}, "spend more"),
+        (
+            {"rungs": (Rung(name="r", multiple=1.0, worse=1.0, alpha=0.2, cap_nats=5.0, block=20, every=1, ratios=(2.0,)),)},
+            "spend more",
+        ),
     ],
 )
 def test_a_configuration_that_contradicts_itself_is_refused(change: dict[str, object], said: str) -> None:

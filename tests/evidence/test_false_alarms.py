@@ -17,15 +17,17 @@ from controller.core.evidence.engine import Engine
 from controller.core.evidence.eprocess import ZETA, Wealth, log_mean_exp
 from controller.core.evidence.quantiles import two_sample_log_lr
 from controller.core.evidence.rates import limit_log_lr, ratio_log_lr
-from tests.evidence.support import surely
+from tests.evidence.support import scalar, surely
 
 ROWS, STEPS, ALPHA = 3000, 320, 0.1
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
-def crossings(draw: Draw, *, cap: float = 5.0, block: int = 20, phases: int = 4) -> float:
+def crossings(draw: Draw, *, cap: float = 1.5, block: int = 4, every: int = 5, phases: int = 4) -> float:
     """Share of rows whose evidence ever reaches 1/ALPHA."""
-    wealth = Wealth(cap=np.full(ROWS, cap), block=np.full(ROWS, block, dtype=np.int64), columns=4)
+    wealth = Wealth(
+        cap=np.full(ROWS, cap), block=np.full(ROWS, block, dtype=np.int64), every=np.full(ROWS, every, dtype=np.int64), columns=4
+    )
     rng = np.random.default_rng(7)
     crossed = np.zeros(ROWS, dtype=bool)
     for step in range(STEPS):
@@ -39,13 +41,13 @@ RATIOS = np.array(RUNGS[0].ratios)
 
 
 @pytest.mark.parametrize(("n", "limit"), [(75, 0.01), (3, 0.05), (400, 0.002)])
-@pytest.mark.parametrize(("cap", "block"), [(5.0, 20), (9.0, 1), (1e9, 10**6)])
-def test_a_rate_at_its_limit(n: int, limit: float, cap: float, block: int) -> None:
+@pytest.mark.parametrize(("cap", "block", "every"), [(1.5, 4, 5), (9.0, 1, 1), (1e9, 10**6, 1)])
+def test_a_rate_at_its_limit(n: int, limit: float, cap: float, block: int, every: int) -> None:
     def draw(rng: np.random.Generator, _: int) -> np.ndarray:
         x = rng.binomial(n, limit, (ROWS, 1)).astype(float)
-        return limit_log_lr(x, np.float64(n), np.float64(limit), RATIOS)
+        return limit_log_lr(x, scalar(n), scalar(limit), RATIOS)
 
-    assert crossings(draw, cap=cap, block=block) <= ALPHA
+    assert crossings(draw, cap=cap, block=block, every=every) <= ALPHA
 
 
 def test_a_rate_ratio_at_its_margin_under_bursts_that_both_arms_share() -> None:
@@ -53,7 +55,7 @@ def test_a_rate_ratio_at_its_margin_under_bursts_that_both_arms_share() -> None:
         burst = 20.0 if step % 50 < 10 else 1.0
         xb = rng.poisson(300 * 0.003 * burst, (ROWS, 1)).astype(float)
         xc = rng.poisson(75 * 0.01 * burst, (ROWS, 1)).astype(float)
-        return ratio_log_lr(xc, np.float64(75), xb, np.float64(300), np.float64(0.01 / 0.003), RATIOS)
+        return ratio_log_lr(xc, scalar(75), xb, scalar(300), scalar(0.01 / 0.003), RATIOS)
 
     assert crossings(draw) <= ALPHA
 
@@ -63,22 +65,25 @@ def test_two_equal_proportions_that_drift_together() -> None:
         p = 0.5 + 0.3 * np.sin(step / 40)
         xb = rng.binomial(60, p, (ROWS, 1)).astype(float)
         xc = rng.binomial(20, p, (ROWS, 1)).astype(float)
-        return two_sample_log_lr(xc, np.float64(20), xb, np.float64(60), np.float64(0.5), RATIOS)
+        return two_sample_log_lr(xc, scalar(20), xb, scalar(60), scalar(0.5), RATIOS)
 
     assert crossings(draw) <= ALPHA
 
 
 def test_the_smaller_of_two_e_values_when_only_one_null_holds() -> None:
     """Above the limit, but no worse than the baseline: an incident. The pair must not cross although one of them does."""
-    pair = [Wealth(cap=np.full(ROWS, 5.0), block=np.full(ROWS, 20, dtype=np.int64), columns=4) for _ in range(2)]
+    pair = [
+        Wealth(cap=np.full(ROWS, 5.0), block=np.full(ROWS, 4, dtype=np.int64), every=np.full(ROWS, 5, dtype=np.int64), columns=4)
+        for _ in range(2)
+    ]
     rng = np.random.default_rng(3)
     crossed = np.zeros((2, ROWS), dtype=bool)
     for wealth in pair:
         wealth.begin(1.0)
     for _ in range(STEPS):
         xc, xb = rng.poisson(75 * 0.05, (ROWS, 1)).astype(float), rng.poisson(300 * 0.05, (ROWS, 1)).astype(float)
-        limit = pair[0].add(limit_log_lr(xc, np.float64(75), np.float64(0.01), RATIOS))
-        ratio = pair[1].add(ratio_log_lr(xc, np.float64(75), xb, np.float64(300), np.float64(1.0), RATIOS))
+        limit = pair[0].add(limit_log_lr(xc, scalar(75), scalar(0.01), RATIOS))
+        ratio = pair[1].add(ratio_log_lr(xc, scalar(75), xb, scalar(300), scalar(1.0), RATIOS))
         crossed[0] |= limit >= np.log(1 / ALPHA)
         crossed[1] |= np.minimum(limit, ratio) >= np.log(1 / ALPHA)
     assert crossed[0].mean() > 0.9
@@ -88,7 +93,7 @@ def test_the_smaller_of_two_e_values_when_only_one_null_holds() -> None:
 @pytest.mark.parametrize("cv2", [1.2, 6.0])
 def test_a_mean_at_its_margin_with_heavy_tails(cv2: float) -> None:
     n, kappa = means.block_requests(cv2), 1.1
-    variance = means.margin_variance(np.float64(cv2), np.float64(kappa), np.float64(n), np.float64(3 * n))
+    variance = means.margin_variance(scalar(cv2), scalar(kappa), scalar(n), scalar(3 * n))
 
     def draw(rng: np.random.Generator, _: int) -> np.ndarray:
         own = kappa * rng.gamma(n / cv2, cv2 / n, (ROWS, 1))
@@ -104,7 +109,7 @@ def test_proof_that_a_rate_at_its_limit_keeps_it() -> None:
     total, crossed = np.zeros((ROWS, 5)), np.zeros(ROWS, dtype=bool)
     for _ in range(STEPS):
         x = rng.binomial(60, 0.01, (ROWS, 1)).astype(float)
-        total += limit_log_lr(x, np.float64(60), np.float64(0.01), ratios)
+        total += limit_log_lr(x, scalar(60), scalar(0.01), ratios)
         crossed |= log_mean_exp(total, axis=1) >= np.log(1 / ALPHA)
     assert surely(int(crossed.sum()), ROWS) <= ALPHA
 
@@ -113,7 +118,7 @@ def test_a_test_that_is_wrong_is_seen_to_be() -> None:
     """The yardstick itself: a rate 40 % above its limit must cross far more often than alpha."""
 
     def draw(rng: np.random.Generator, _: int) -> np.ndarray:
-        return limit_log_lr(rng.binomial(75, 0.014, (ROWS, 1)).astype(float), np.float64(75), np.float64(0.01), RATIOS)
+        return limit_log_lr(rng.binomial(75, 0.014, (ROWS, 1)).astype(float), scalar(75), scalar(0.01), RATIOS)
 
     assert crossings(draw) > 2 * ALPHA
 

@@ -62,7 +62,14 @@ def test_a_scrape_with_nan_is_named_and_never_promotes() -> None:
 
 
 def test_what_cannot_be_understood_is_answered_with_hold_and_the_next_line_still_judged() -> None:
-    answers, status = converse("{", {"type": "tick", "scrapes": []}, {"type": "song"}, init(slo={"joy": 1}), init(), tick(Pair(25), 4, phase=0, share=0.3))
+    answers, status = converse(
+        "{",
+        {"type": "tick", "scrapes": []},
+        {"type": "song"},
+        init(slo={"joy": 1}),
+        init(),
+        tick(Pair(25), 4, phase=0, share=0.3),
+    )
     assert [a["decision"] for a in answers] == ["hold"] * 5
     assert ["error" in a for a in answers] == [True, True, True, True, False]
     assert "unknown limit 'joy'" in answers[3]["error"]

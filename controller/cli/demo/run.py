@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -302,11 +303,19 @@ class _Demo:
                 "files and logs": str(self._home),
             }
             if keep
-            else {"files and logs": str(self._home), "bring it back": f"PENSTOCK_HOME={self._home} penstock up"}
+            else {"files and logs": str(self._home), "bring it back": f"PENSTOCK_HOME={self._home} {_command()} up"}
         )
         self._view.console.print("look closer:")
         for row in rows:
-            self._view.console.print(f"  PENSTOCK_HOME={self._home} penstock why {row['rollout_id']}", soft_wrap=True)
+            self._view.console.print(f"  PENSTOCK_HOME={self._home} {_command()} why {row['rollout_id']}", soft_wrap=True)
+
+
+def _command() -> str:
+    """How the person who reads this can call penstock: as it was called, from the folder they are in."""
+    program = Path(sys.argv[0])
+    if program.name != "penstock":
+        return "penstock"
+    return os.path.relpath(program) if program.is_absolute() and program.is_relative_to(Path.cwd()) else str(program)
 
 
 def start_run(api: str, parameters: Mapping[str, Any], *, deployment: str = "rollout/rollout") -> str:

@@ -94,7 +94,7 @@ class QuantileMargin:
 
     def __post_init__(self) -> None:
         _between(self.name, self.q)
-        if not 0 < self.margin:
+        if not self.margin > 0:
             raise ValueError(f"gate {self.name!r}: margin must be positive, got {self.margin}")
 
 
@@ -111,7 +111,7 @@ class MeanMargin:
     kind: Literal["mean_margin"] = "mean_margin"
 
     def __post_init__(self) -> None:
-        if not 0 < self.margin:
+        if not self.margin > 0:
             raise ValueError(f"gate {self.name!r}: margin must be positive, got {self.margin}")
 
 
@@ -130,7 +130,8 @@ class Rung:
             well. Above 1 a burst of one arm on top of a burst of both is no catastrophe.
         alpha: Share of the false-rollback budget.
         cap_nats: Most log-evidence that one block may add, so that one burst cannot decide.
-        block: Scrapes in a block; a fresh start is mixed in after each.
+        block: Scrapes in a block.
+        every: Blocks between fresh starts that are mixed in.
         ratios: Effect sizes beyond the margin that the mixture bets on (odds or rate ratios > 1).
         private_noise: Divide by the arm-private overdispersion (`overdispersion`). Off where the rung is so wide that the noise does
             not reach it.
@@ -142,14 +143,25 @@ class Rung:
     alpha: float
     cap_nats: float
     block: int
+    every: int
     ratios: tuple[float, ...]
     private_noise: bool = True
 
 
 RUNGS = (
-    Rung(name="slow", multiple=1.0, worse=1.0, alpha=0.032, cap_nats=5.0, block=20, ratios=(1.2, 1.5, 2.2, 5.0)),
-    Rung(name="medium", multiple=2.5, worse=1.5, alpha=0.010, cap_nats=5.0, block=4, ratios=(1.3, 2.0, 4.0, 12.0)),
-    Rung(name="fast", multiple=5.0, worse=1.5, alpha=0.008, cap_nats=9.0, block=1, ratios=(1.5, 3.0, 8.0, 20.0), private_noise=False),
+    Rung(name="slow", multiple=1.0, worse=1.0, alpha=0.032, cap_nats=1.5, block=4, every=5, ratios=(1.2, 1.5, 2.2, 5.0)),
+    Rung(name="medium", multiple=2.5, worse=1.5, alpha=0.010, cap_nats=5.0, block=4, every=1, ratios=(1.3, 2.0, 4.0, 12.0)),
+    Rung(
+        name="fast",
+        multiple=5.0,
+        worse=1.8,
+        alpha=0.008,
+        cap_nats=9.0,
+        block=1,
+        every=1,
+        ratios=(1.5, 3.0, 8.0, 20.0),
+        private_noise=False,
+    ),
 )
 """Together 5 % for a whole rollout. The SLO itself; two and a half times its margin; and a catastrophe, decided in two scrapes."""
 

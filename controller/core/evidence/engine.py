@@ -147,7 +147,13 @@ class Engine:
             b = self.breach
             reason = f"{b.gate} is beyond its margin ({b.rung}): evidence e^{b.log_e:.1f}, needed e^{b.log_needed:.1f}"
             return Verdict(
-                ruling=Ruling.ROLL_BACK, reason=reason, phase=self.phase, findings=findings, gate=b.gate, rung=b.rung, log_e=b.log_e
+                ruling=Ruling.ROLL_BACK,
+                reason=reason,
+                phase=self.phase,
+                findings=findings,
+                gate=b.gate,
+                rung=b.rung,
+                log_e=b.log_e,
             )
         proceed, reason = self.may_proceed
         ruling = Ruling.PROCEED if proceed else Ruling.HOLD

@@ -47,20 +47,22 @@ def log_mean_exp(a: Array, axis: int) -> Array:
 class Wealth:
     """Rows of e-processes that advance together, one scrape at a time."""
 
-    def __init__(self, *, cap: Array, block: NDArray[np.int64], columns: int) -> None:
+    def __init__(self, *, cap: Array, block: NDArray[np.int64], every: NDArray[np.int64], columns: int) -> None:
         """
         Args:
             cap: Nats that a block may add, per row.
             block: Scrapes per block, per row.
+            every: Blocks between fresh starts, per row.
             columns: Effect sizes per row.
         """
         self.cap = cap[:, None]
         self.block = block
+        self.every = every
         rows = len(cap)
         self.base = np.full((rows, columns), -np.inf)
         self.run = np.zeros((rows, columns))
         self.age = np.zeros(rows, dtype=np.int64)
-        self.starts = np.zeros(rows, dtype=np.int64)
+        self.blocks = np.zeros(rows, dtype=np.int64)
         self.phase_weight = 0.0
 
     def now(self) -> Array:
@@ -74,7 +76,7 @@ class Wealth:
             self.base = np.logaddexp(self.base, math.log(AT_ONCE * weight))
         self.run = np.zeros_like(self.run)
         self.age[:] = 0
-        self.starts[:] = 0
+        self.blocks[:] = 0
         self.phase_weight = weight
 
     def add(self, log_lr: Array) -> Array:
@@ -93,11 +95,12 @@ class Wealth:
         self.age += 1
         closing = self.age >= self.block
         if closing.any():
-            self.starts[closing] += 1
-            if self.phase_weight > 0:
+            self.blocks[closing] += 1
+            starting = closing & (self.blocks % self.every == 0)
+            if self.phase_weight > 0 and starting.any():
                 scale = math.log((1 - AT_ONCE) * self.phase_weight / ZETA)
-                fresh = scale - START_DECAY * np.log(self.starts[closing])
-                now[closing] = np.logaddexp(now[closing], fresh[:, None])
+                fresh = scale - START_DECAY * np.log(self.blocks[starting] / self.every[starting])
+                now[starting] = np.logaddexp(now[starting], fresh[:, None])
             self.base[closing] = np.rint(now[closing] * GRAIN) / GRAIN
             self.run[closing] = 0.0
             self.age[closing] = 0

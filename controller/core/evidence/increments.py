@@ -65,8 +65,8 @@ class Counters:
         if self.t is not None and t <= self.t:
             return None
         raw = now - self.last
-        fell = (raw < -SLACK * (1 + self.last)).any(axis=1)
-        inc = np.maximum(np.where(fell[:, None], now, raw), 0.0)
+        fell = np.any(raw < -SLACK * (1 + self.last), axis=1, keepdims=True)
+        inc = np.maximum(np.where(fell, now, raw), 0.0)
         for h in self._config.histograms:
             buckets = inc[:, h.first : h.total + 1]
             if (buckets[:, 1:] - buckets[:, :-1] < -1e-6 * (1 + buckets[:, -1:])).any():
@@ -97,5 +97,5 @@ def increments_of(cumulative: Vector) -> Vector:
     if not (np.isfinite(cumulative).all() and (cumulative >= 0).all()):
         raise ValueError("a history holds a value that is not a finite, non-negative number")
     raw = np.diff(cumulative, axis=0)
-    fell = (raw < -SLACK * (1 + cumulative[:-1])).any(axis=1)
-    return np.maximum(np.where(fell[:, None], cumulative[1:], raw), 0.0)
+    fell = np.any(raw < -SLACK * (1 + cumulative[:-1]), axis=1, keepdims=True)
+    return np.maximum(np.where(fell, cumulative[1:], raw), 0.0)

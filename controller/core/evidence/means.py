@@ -5,8 +5,6 @@ Only sums and counts are known. A block's mean of many requests is nearly normal
 of variation, and the variance comes from the baseline's history. So this is the one gate whose bound is asymptotic and not exact.
 """
 
-import numpy as np
-
 from controller.core.evidence.rates import Array
 
 BLOCK_MIN = 30.0

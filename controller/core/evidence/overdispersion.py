@@ -24,8 +24,8 @@ LAG_BLOCKS = 5
 PRIOR_BLOCKS = 15.0
 """The prior counts as so many minutes."""
 
-PRIOR_KEPT = 0.5
-"""Part of the prior that quiet minutes cannot take away: centring per phase hides the slowest noise."""
+UNSEEN = 1.5
+"""Noise that hangs together for longer than `LAGS` minutes, or as long as a phase, is seen only in part: what is found counts so many times."""
 
 PRIVATE_SD_MIN = 0.02
 """Least private fluctuation of the logarithm of latency that the prior assumes, over minutes."""
@@ -42,7 +42,7 @@ def long_run(e: Array) -> float:
     s = float((e * e).sum())
     for lag in range(1, min(LAGS, len(e) - 1) + 1):
         s += 2 * (1 - lag / (LAGS + 1)) * float((e[lag:] * e[:-lag]).sum())
-    return max(s, 0.0) / max(len(e), 1)
+    return float(max(s, 0.0) / max(len(e), 1))
 
 
 def clustering(x: Array, mean: Array) -> float:
@@ -62,7 +62,7 @@ def clustering(x: Array, mean: Array) -> float:
     found = max(long_run((x - mean) / np.sqrt(mean)) - 1, 0.0) / mu
     error = 18.0 / (len(x) * mu * mu)  # variance of the estimate: 2/K times (1 + 2 * LAGS) over mu^2
     trust = 0.25 / (0.25 + error)
-    return min(trust * found + (1 - trust) * CLUSTERING_PRIOR, 10.0)
+    return float(min(trust * found + (1 - trust) * CLUSTERING_PRIOR, 10.0))
 
 
 def long_run_noise(histogram: Histogram, buckets: Array) -> float:
@@ -90,7 +90,7 @@ def long_run_noise(histogram: Histogram, buckets: Array) -> float:
     window = np.ones(60)
     trend = np.convolve(r, window, mode="same") / np.convolve(np.ones_like(r), window, mode="same")
     binomial = p * (1 - p) * float((1 / n[seen]).mean())
-    return max(long_run(r - trend) - binomial, 0.0) / float(slope * slope)
+    return float(max(long_run(r - trend) - binomial, 0.0) / (slope * slope))
 
 
 def prior_variance(noise: Array, density: Array) -> Array:
@@ -101,7 +101,8 @@ def prior_variance(noise: Array, density: Array) -> Array:
         noise: Of the baseline's log latency (`long_run_noise`).
         density: Change of the share per unit of log latency at the threshold.
     """
-    private = np.maximum(3 * PRIVATE_SD_MIN**2, PRIVATE_PART * noise)
+    # 4: noise that lasts two minutes adds up to 2 * 2 minute-variances
+    private = np.maximum(4 * PRIVATE_SD_MIN**2, PRIVATE_PART * noise)
     return 2 * private * density * density
 
 
@@ -137,7 +138,11 @@ class PrivateNoise:
     def enter(self, prior: Array) -> None:
         """A phase begins: thresholds may have moved, so minutes are centred anew; what was learned of the noise stays."""
         learned = self.prior.any()
-        self.tau2 = np.maximum(self.tau2 * np.where(self.prior > 0, prior / np.maximum(self.prior, 1e-300), 1.0), 0) if learned else prior.copy()
+        self.tau2 = (
+            np.maximum(self.tau2 * np.where(self.prior > 0, prior / np.maximum(self.prior, 1e-300), 1.0), 0)
+            if learned
+            else prior.copy()
+        )
         if learned:
             scale = np.where(prior > 0, self.prior / np.maximum(prior, 1e-300), 1.0)
             self.precision = self.precision * scale
@@ -171,9 +176,9 @@ class PrivateNoise:
             weights = 2 * (1 - np.arange(1, LAGS + 1) / (LAGS + 1))
             k_ = np.maximum(self.count, 1)
             variance = np.maximum(self.products[0] + (weights[:, None] * self.products[1:]).sum(axis=0), 0) / k_
-            found = np.maximum(variance - 1, 0) * self.count / np.maximum(self.precision, 1e-300)
+            found = UNSEEN * np.maximum(variance - 1, 0) * self.count / np.maximum(self.precision, 1e-300)
             blend = (PRIOR_BLOCKS * self.prior + self.count * found) / (PRIOR_BLOCKS + self.count)
-            self.tau2 = np.maximum(blend, PRIOR_KEPT * self.prior)
+            self.tau2 = np.maximum(blend, self.prior)  # quiet minutes do not take the prior away
         self.sums += block
         self.blocks += 1
 

@@ -35,7 +35,6 @@ class Proof:
         limits = [g for g in config.gates if isinstance(g, QuantileLimit)]
         margins = [g for g in config.gates if isinstance(g, QuantileMargin)]
         averages = [g for g in config.gates if isinstance(g, MeanMargin)]
-        self.names = [g.name for g in [*rates, *limits, *margins, *averages]]
         self.multiples = tuple(sorted({p.multiple for p in config.phases}))
         self.nr, self.nq, self.nm, self.nc = len(rates), len(limits), len(margins), len(averages)
         k = np.array(self.multiples)
@@ -90,7 +89,12 @@ class Proof:
             index = np.stack([np.arange(streams.at(k).start, streams.at(k).stop) for k in self.multiples], axis=1)
             phi = noise.phi(share[nq:], c * nc[a : a + nm], c * nb[a:], noise.tau2[nq:])[:, None, None]
             lr = two_sample_log_lr(
-                xc[index][:, :, None], nc[index][:, :, None], xb[a:, None, None], nb[a:, None, None], share[nq:, None, None], RATIOS
+                xc[index][:, :, None],
+                nc[index][:, :, None],
+                xb[a:, None, None],
+                nb[a:, None, None],
+                share[nq:, None, None],
+                RATIOS,
             )
             self.relative += np.rint(lr / phi * GRAIN) / GRAIN
         if self.nc:

@@ -23,7 +23,12 @@ RATE_UNKNOWN = 1 / 3
 """Guess of a baseline rate without history, as a part of its limit, worth half an event."""
 
 SURPRISE = 6.9
-"""A block whose count has probability below 1/1000 at the calm rate is a burst."""
+"""A block whose count has probability below 1/1000 at the baseline's limit is an incident."""
+
+GUSTY = 4.6
+"""A minute of history whose count has probability below 1/100 at the calm rate, for any of the rates, is a burst, and so are its neighbours:
+bursts do not keep to minutes, and hit several kinds of failure at once. Leaving out too much only makes the calm rate lower and rollback
+more patient."""
 
 
 class Reference:
@@ -60,7 +65,9 @@ class Reference:
         if n == 0:
             return
         self.scrapes += n
-        self.recent = self.recent * self._decay**n + (increments * (self._decay ** np.arange(n - 1, -1, -1.0))[:, None]).sum(axis=0)
+        self.recent = self.recent * self._decay**n + (increments * (self._decay ** np.arange(n - 1, -1, -1.0))[:, None]).sum(
+            axis=0
+        )
         per = max(round(BLOCK_S / self._config.scrape_s), 1)
         k = n // per
         blocks = increments[n - k * per :].reshape(k, per, -1).sum(axis=1)
@@ -75,16 +82,25 @@ class Reference:
         self.events += np.stack([x.sum(axis=0), n.sum(axis=0)])
         self._guess()
         calm = self.mean_rate.copy()
-        kept = np.ones_like(x, dtype=bool)
+        kept = np.ones(len(x), dtype=bool)
         for _ in range(4):  # each round drops bursts that the round before still held in its rate
-            kept = unlikely_at(x, n * calm) < SURPRISE
-            calm = self._shrunk((x * kept).sum(axis=0), (n * kept).sum(axis=0))
+            gust = np.any(unlikely_at(x, n * calm) > GUSTY, axis=1)
+            near = gust.copy()
+            near[1:] |= gust[:-1]
+            near[:-1] |= gust[1:]
+            if near.mean() > 0.5:
+                break
+            kept = ~near
+            calm = self._shrunk(x[kept].sum(axis=0), n[kept].sum(axis=0))
         self.calm_rate = np.minimum(calm, self.mean_rate)
         for j in range(len(self.limit)):
-            at = kept[:, j] & (n[:, j] > 0)
-            self.clustering[j] = clustering(x[at, j], n[at, j] * self.calm_rate[j])
-            seen = n[:, j] > 0
-            self.clustering_all[j] = max(clustering(x[seen, j], n[seen, j] * self.mean_rate[j]), self.clustering[j])
+            for rate, table, at in (
+                (self.calm_rate, self.clustering, kept),
+                (self.mean_rate, self.clustering_all, np.ones_like(kept)),
+            ):
+                seen = at & (n[:, j] > 0)
+                table[j] = clustering(x[seen, j], n[seen, j] * rate[j])
+        self.clustering_all = np.maximum(self.clustering_all, self.clustering)
 
     def _guess(self) -> None:
         rate = self._shrunk(*self.events)

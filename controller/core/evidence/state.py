@@ -23,13 +23,17 @@ PARTS: dict[str, tuple[str, ...]] = {
     "watch": ("log_e", "mean_block", "rate_block", "rate_age"),
     "counters": ("t", "last"),
 }
-WEALTH = ("base", "run", "age", "starts", "phase_weight")
+WEALTH = ("base", "run", "age", "blocks", "phase_weight")
 OWN = ("phase", "furthest", "pending", "pending_scrapes", "tally")
 
 
 def dump(engine: Engine) -> dict[str, Any]:
     """The whole evidence of an engine, ready for ``json.dumps``."""
-    state: dict[str, Any] = {"version": VERSION, "columns": len(engine.config.columns), "gates": [g.name for g in engine.config.gates]}
+    state: dict[str, Any] = {
+        "version": VERSION,
+        "columns": len(engine.config.columns),
+        "gates": [g.name for g in engine.config.gates],
+    }
     for part, names in PARTS.items():
         state[part] = {n: _plain(getattr(getattr(engine, part), n)) for n in names}
     state["wealth"] = {n: _plain(getattr(engine.watch.wealth, n)) for n in WEALTH}

@@ -62,7 +62,11 @@ class Finding:
         seen = "no data" if math.isnan(self.observed) else f"{self.observed:.4g} (limit {self.limit:.4g})"
         if self.met:
             return f"{self.gate}: {seen} on {self.requests:.0f} requests, earned"
-        wait = "the data do not lean towards the limit being kept" if self.missing is None else f"about {self.missing:.0f} more requests needed"
+        wait = (
+            "the data do not lean towards the limit being kept"
+            if self.missing is None
+            else f"about {self.missing:.0f} more requests needed"
+        )
         return f"{self.gate}: {seen} on {self.requests:.0f} requests, e-value {_e(self.log_e_proof)} of {_e(self.log_e_needed)}; {wait}"
 
 

@@ -8,6 +8,7 @@ too rarely to be compared with, that comparison learns nothing; so a rate's evid
 limit alone, in minutes in which the baseline is calm, softened by all the burstiness that history has shown.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,9 @@ from controller.core.evidence.streams import Streams
 SURGE = 3.0
 """A minute whose count of the baseline's failures has probability below e^-3 at its calm rate is left out of the limit alone. The choice
 rests on the baseline, never on the candidate."""
+
+GUST = 1.15
+"""What the limit alone is stretched by: bursts of one arm are part of its long-run mean, but not of the limit."""
 
 MEAN_SCRAPES = 4.0
 """Least scrapes in a block of a mean."""
@@ -65,6 +69,7 @@ class Watch:
         self.limit: Array = odds(np.concatenate([rate, share])[None, :], multiple[:, None])[:, :, None]
         self._event, self._other = limit_steps(self.limit, self.ratio)
         self.worse: Array = np.array([r.worse for r in rungs])[:, None, None]
+        self._gust_event, self._gust_other = limit_steps(np.minimum(GUST * self.limit[:, : self.nr], 0.95), self.ratio)
         self.margin: Array = np.array([g.margin for g in self.gates if isinstance(g, MeanMargin)])
         self.kappa_mean: Array = 1 + multiple[:, None, None] * self.margin[None, :, None]
         self.noisy: Array = np.array([float(r.private_noise) for r in rungs])[:, None, None]
@@ -74,6 +79,7 @@ class Watch:
         self.wealth = Wealth(
             cap=np.repeat(np.array([r.cap_nats for r in rungs]), self.rows),
             block=np.repeat(np.array([r.block for r in rungs], dtype=np.int64), self.rows),
+            every=np.repeat(np.array([r.every for r in rungs], dtype=np.int64), self.rows),
             columns=ratios.shape[1],
         )
         self.log_e: Array = np.zeros((len(rungs), len(self.gates)))
@@ -94,7 +100,9 @@ class Watch:
     def use(self, streams: Streams) -> None:
         """Thresholds for the data from now on."""
         self._streams = streams
-        self._relative = np.array([np.arange(streams.at(r.multiple).start, streams.at(r.multiple).stop) for r in self._config.rungs], dtype=np.intp)
+        self._relative = np.array(
+            [np.arange(streams.at(r.multiple).start, streams.at(r.multiple).stop) for r in self._config.rungs], dtype=np.intp
+        )
 
     def step(
         self,
@@ -134,19 +142,27 @@ class Watch:
         combined = self.combined()
         for i in np.flatnonzero(combined >= self.threshold)[::-1]:
             gate = self.gates[int(np.argmax(self.log_e[i] + self.log_weight))]
-            return Breach(rung=self._config.rungs[i].name, gate=gate.name, log_e=float(combined[i]), log_needed=float(self.threshold[i]))
+            return Breach(
+                rung=self._config.rungs[i].name, gate=gate.name, log_e=float(combined[i]), log_needed=float(self.threshold[i])
+            )
         return None
 
     def combined(self) -> Array:
         """Log of the weighted average of the gates' e-values, per rung."""
-        return log_mean_exp(self.log_e + self.log_weight, axis=1) + np.log(len(self.gates))
+        return log_mean_exp(self.log_e + self.log_weight, axis=1) + math.log(len(self.gates))
 
     @property
     def _per_minute(self) -> float:
         return 60.0 / self._config.scrape_s
 
     def _counts(
-        self, table: Array, counts: tuple[Array, Array, Array, Array], share: Array, minute: float, reference: Reference, noise: PrivateNoise
+        self,
+        table: Array,
+        counts: tuple[Array, Array, Array, Array],
+        share: Array,
+        minute: float,
+        reference: Reference,
+        noise: PrivateNoise,
     ) -> None:
         nr, nq, nm = self.nr, self.nq, self.nm
         xc, nc, xb, nb = counts
@@ -159,7 +175,9 @@ class Watch:
         phi_limit = count_phi(reference.clustering, limit * rate_c, None)
         phi_ratio = count_phi(reference.clustering, limit * rate_c, reference.calm_rate * rate_b)
         kappa = self.worse * np.maximum(reference.limit / reference.calm_rate, 1.0)[None, :, None]
-        ratio = ratio_log_lr(xc[None, :nr, None], nc[None, :nr, None], xb[None, :nr, None], nb[None, :nr, None], kappa, self.ratio)
+        ratio = ratio_log_lr(
+            xc[None, :nr, None], nc[None, :nr, None], xb[None, :nr, None], nb[None, :nr, None], kappa, self.ratio
+        )
         table[:, :nr] = absolute[:, :nr] / self._soften(phi_limit[:, :, None])
         table[:, a : a + nr] = ratio / self._soften(phi_ratio[:, :, None])
         if nq + nm == 0:
@@ -215,7 +233,7 @@ class Watch:
         per_minute = self._per_minute / self.rate_age
         calm = (nb > 0) & (unlikely_at(xb, nb * reference.calm_rate) < SURGE)
         phi = count_phi(reference.clustering_all, self.limit[:, :nr, 0] * nc * per_minute, None)[:, :, None]
-        lr = xc[None, :, None] * self._event[:, :nr] + (nc - xc)[None, :, None] * self._other[:, :nr]
+        lr = xc[None, :, None] * self._gust_event + (nc - xc)[None, :, None] * self._gust_other
         table[:, self.rows - nr :] = np.where(calm[None, :, None] & (self.noisy > 0), lr / phi, 0.0)
         self.rate_block[:] = 0
         self.rate_age = 0.0

@@ -184,7 +184,13 @@ def test_a_breach_survives_the_journey() -> None:
         ({"gates": (QuantileMargin(name="a", histogram="nowhere", q=0.5, margin=0.1),)}, "no histogram 'nowhere'"),
         ({"columns": ("requests", "requests")}, "same name"),
         (
-            {"rungs": (Rung(name="r", multiple=1.0, worse=1.0, alpha=0.2, cap_nats=5.0, block=20, every=1, ratios=(2.0,)),)},
+            {
+                "rungs": (
+                    Rung(
+                        name="r", multiple=1.0, worse=1.0, alpha=0.2, cap_nats=5.0, block=20, every=1, at_once=0.5, ratios=(2.0,)
+                    ),
+                )
+            },
             "spend more",
         ),
     ],

@@ -73,7 +73,13 @@ def test_two_equal_proportions_that_drift_together() -> None:
 def test_the_smaller_of_two_e_values_when_only_one_null_holds() -> None:
     """Above the limit, but no worse than the baseline: an incident. The pair must not cross although one of them does."""
     pair = [
-        Wealth(cap=np.full(ROWS, 5.0), block=np.full(ROWS, 4, dtype=np.int64), every=np.full(ROWS, 5, dtype=np.int64), columns=4)
+        Wealth(
+            cap=np.full(ROWS, 5.0),
+            block=np.full(ROWS, 4, dtype=np.int64),
+            every=np.full(ROWS, 5, dtype=np.int64),
+            at_once=np.full(ROWS, 0.6),
+            columns=4,
+        )
         for _ in range(2)
     ]
     rng = np.random.default_rng(3)

@@ -132,6 +132,7 @@ class Rung:
         cap_nats: Most log-evidence that one block may add, so that one burst cannot decide.
         block: Scrapes in a block.
         every: Blocks between fresh starts that are mixed in.
+        at_once: Part of a phase's starts that begin with it; small where a quiet minute leaves nothing of an earlier start.
         ratios: Effect sizes beyond the margin that the mixture bets on (odds or rate ratios > 1).
         private_noise: Divide by the arm-private overdispersion (`overdispersion`). Off where the rung is so wide that the noise does
             not reach it.
@@ -144,21 +145,43 @@ class Rung:
     cap_nats: float
     block: int
     every: int
+    at_once: float
     ratios: tuple[float, ...]
     private_noise: bool = True
 
 
 RUNGS = (
-    Rung(name="slow", multiple=1.0, worse=1.0, alpha=0.032, cap_nats=1.5, block=4, every=5, ratios=(1.2, 1.5, 2.2, 5.0)),
-    Rung(name="medium", multiple=2.5, worse=1.5, alpha=0.010, cap_nats=5.0, block=4, every=1, ratios=(1.3, 2.0, 4.0, 12.0)),
+    Rung(
+        name="slow",
+        multiple=1.0,
+        worse=1.0,
+        alpha=0.030,
+        cap_nats=1.5,
+        block=4,
+        every=5,
+        at_once=0.6,
+        ratios=(1.2, 1.5, 2.2, 5.0),
+    ),
+    Rung(
+        name="medium",
+        multiple=2.5,
+        worse=1.5,
+        alpha=0.010,
+        cap_nats=5.0,
+        block=4,
+        every=1,
+        at_once=0.5,
+        ratios=(1.3, 2.0, 4.0, 12.0),
+    ),
     Rung(
         name="fast",
         multiple=5.0,
         worse=1.8,
-        alpha=0.008,
-        cap_nats=9.0,
+        alpha=0.010,
+        cap_nats=10.0,
         block=1,
         every=1,
+        at_once=0.1,
         ratios=(1.5, 3.0, 8.0, 20.0),
         private_noise=False,
     ),

@@ -11,8 +11,6 @@ Source:
     is theirs with weights that sum to 1, so that the false-alarm probability and not the run length is bounded).
 """
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,9 +21,6 @@ START_DECAY = 1.25
 
 ZETA = 4.5952
 """Sum of k^-1.25 over k >= 1, rounded up: the starts of a phase never spend more than its share."""
-
-AT_ONCE = 0.6
-"""Part of a phase's weight that starts with the phase itself."""
 
 GRAIN = 2.0**32
 """Log-evidence is rounded to 2^-32 nats, so that the last bit of a math library's logarithm does not reach the audit log."""
@@ -47,17 +42,19 @@ def log_mean_exp(a: Array, axis: int) -> Array:
 class Wealth:
     """Rows of e-processes that advance together, one scrape at a time."""
 
-    def __init__(self, *, cap: Array, block: NDArray[np.int64], every: NDArray[np.int64], columns: int) -> None:
+    def __init__(self, *, cap: Array, block: NDArray[np.int64], every: NDArray[np.int64], at_once: Array, columns: int) -> None:
         """
         Args:
             cap: Nats that a block may add, per row.
             block: Scrapes per block, per row.
             every: Blocks between fresh starts, per row.
+            at_once: Part of a phase's weight that starts with the phase itself, per row; the rest is for later starts.
             columns: Effect sizes per row.
         """
         self.cap = cap[:, None]
         self.block = block
         self.every = every
+        self.at_once = at_once
         rows = len(cap)
         self.base = np.full((rows, columns), -np.inf)
         self.run = np.zeros((rows, columns))
@@ -73,7 +70,7 @@ class Wealth:
         """A phase begins: spend `weight` of the unit weight on starts in it. The weights of all phases sum to at most 1."""
         self.base = self.now()
         if weight > 0:
-            self.base = np.logaddexp(self.base, math.log(AT_ONCE * weight))
+            self.base = np.logaddexp(self.base, np.log(self.at_once * weight)[:, None])
         self.run = np.zeros_like(self.run)
         self.age[:] = 0
         self.blocks[:] = 0
@@ -98,7 +95,7 @@ class Wealth:
             self.blocks[closing] += 1
             starting = closing & (self.blocks % self.every == 0)
             if self.phase_weight > 0 and starting.any():
-                scale = math.log((1 - AT_ONCE) * self.phase_weight / ZETA)
+                scale = np.log((1 - self.at_once[starting]) * self.phase_weight / ZETA)
                 fresh = scale - START_DECAY * np.log(self.blocks[starting] / self.every[starting])
                 now[starting] = np.logaddexp(now[starting], fresh[:, None])
             self.base[closing] = np.rint(now[closing] * GRAIN) / GRAIN

@@ -80,6 +80,7 @@ class Watch:
             cap=np.repeat(np.array([r.cap_nats for r in rungs]), self.rows),
             block=np.repeat(np.array([r.block for r in rungs], dtype=np.int64), self.rows),
             every=np.repeat(np.array([r.every for r in rungs], dtype=np.int64), self.rows),
+            at_once=np.repeat(np.array([r.at_once for r in rungs]), self.rows),
             columns=ratios.shape[1],
         )
         self.log_e: Array = np.zeros((len(rungs), len(self.gates)))

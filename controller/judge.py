@@ -30,12 +30,12 @@ from controller.core.evidence.watch import Breach
 REQUESTS = "requests"
 
 RATES = {
-    "error_rate": ("errors", REQUESTS, Need.PROOF),
-    "timeout_rate": ("timeouts", REQUESTS, Need.PROOF),
-    "unavailable_rate": ("unavailable", REQUESTS, Need.LEANING),
-    "fallback_fail_rate": ("fallback_failures", "fallback_attempts", Need.LEANING),
+    "error_rate": ("errors", REQUESTS, Need.PROOF, 2.0),
+    "timeout_rate": ("timeouts", REQUESTS, Need.PROOF, 2.0),
+    "unavailable_rate": ("unavailable", REQUESTS, Need.LEANING, 1.0),
+    "fallback_fail_rate": ("fallback_failures", "fallback_attempts", Need.LEANING, 1.0),
 }
-"""Limit -> columns of bad and all events, and what a gate asks of it: the last two are too rare to prove in an hour."""
+"""Limit -> columns of bad and all events, what a gate asks of it (the last two are too rare to prove in an hour), and its part of the budget."""
 
 QUANTILES = {
     "p50_abs": ("latency", 0.50),
@@ -161,17 +161,17 @@ def config_of(init: Mapping[str, Any], *, evidence_required: bool = False) -> En
     gates: list[Gate] = []
     for key, limit in slo.items():
         if key in RATES:
-            bad, total, need = RATES[key]
-            gates.append(RateLimit(name=key, bad=bad, total=total, limit=float(limit), need=need))
+            bad, total, need, weight = RATES[key]
+            gates.append(RateLimit(name=key, bad=bad, total=total, limit=float(limit), need=need, weight=weight))
         elif key in QUANTILES:
             name, q = QUANTILES[key]
             gates.append(QuantileLimit(name=key, histogram=name, q=q, limit=float(limit)))
         elif key in RELATIVE:
             name, q = RELATIVE[key]
-            gates.append(QuantileMargin(name=key, histogram=name, q=q, margin=float(limit) - 1))
+            gates.append(QuantileMargin(name=key, histogram=name, q=q, margin=float(limit) - 1, weight=2.0))
         elif key in MEANS:
             amount, count = MEANS[key]
-            gates.append(MeanMargin(name=key, amount=amount, count=count, margin=float(limit) - 1))
+            gates.append(MeanMargin(name=key, amount=amount, count=count, margin=float(limit) - 1, weight=1.5))
         else:
             raise ValueError(f"unknown limit {key!r}")
     phases = init["phases"]

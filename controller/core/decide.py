@@ -20,6 +20,7 @@ from the most urgent to the least, and the order is the policy:
 Its one rule: traffic is raised in the last line and nowhere else, so each check above it is provably passed.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import assert_never
 
@@ -77,13 +78,11 @@ def decide(
         return Hold(why=Why.GUARD_ONLY, text="the guard found no reason to lower")
 
     if failed := [r for r in results if r.verdict is Verdict.ERROR and r.mode is GateMode.ENFORCE]:
-        text = "; ".join(f"{r.gate}: {r.reason}" for r in failed)
-        return Hold(why=Why.METRICS_FAILED, text=text, next_look=now + policy.every)
+        return Hold(why=Why.METRICS_FAILED, text=_first_of(failed), next_look=now + policy.every)
     if not results and not isinstance(settled, Pending):
         return Hold(why=Why.NOT_ENOUGH_EVIDENCE, text="no gate was judged", next_look=now + policy.every)
     if missing := unproven(results):
-        text = "; ".join(f"{r.gate}: {r.reason}" for r in missing)
-        return Hold(why=Why.NOT_ENOUGH_EVIDENCE, text=text, next_look=now + policy.every)
+        return Hold(why=Why.NOT_ENOUGH_EVIDENCE, text=_first_of(missing), next_look=now + policy.every)
 
     if (baked := _baked_at(plan, settled)) is not None and now < baked:
         phase = plan.phases[_phase(settled)]
@@ -110,6 +109,12 @@ def decide(
         why=Why.GATES_PASSED,
         text=f"all gates of {plan.phases[entering - 1].name} passed; {phase.name} at {phase.weight / 1000:g}%",
     )
+
+
+def _first_of(results: Sequence[GateResult]) -> str:
+    """One gate in words and how many more: all of them stand in the same row."""
+    more = f" (and {len(results) - 1} more)" if len(results) > 1 else ""
+    return f"{results[0].gate}: {results[0].reason}{more}"
 
 
 def votes_that_count(approval: Approval, votes: tuple[Vote, ...], requester: str, now: datetime) -> tuple[Vote, ...]:

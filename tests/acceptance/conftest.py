@@ -33,7 +33,7 @@ def demo() -> Iterator[Demo]:
     # Not below pytest's own folder, which the account of the embedded Postgres cannot enter.
     with (
         tempfile.TemporaryDirectory(prefix="penstock-demo-", ignore_cleanup_errors=True) as folder,
-        open(f"{folder}/said", "w+") as said,
+        Path(folder, "said").open("w") as said,
     ):
         home = Path(folder) / "home"
         process = subprocess.Popen(

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -54,9 +55,10 @@ def test_an_artifact_shows_the_evidence_of_the_rollback(demo: Demo, page: Page) 
 
 def test_the_form_of_the_rollout_deployment_asks_for_the_plan(demo: Demo, page: Page) -> None:
     base = demo.addresses["Prefect"].removesuffix("/runs")
-    page.goto(f"{base}/deployments")
-    page.get_by_text("rollout", exact=True).first.click()
-    expect(page.get_by_text("Bring a candidate model", exact=False).first).to_be_visible(timeout=60_000)
+    deployment_id = httpx.get(f"{base}/api/deployments/name/rollout/rollout").json()["id"]
+    page.goto(f"{base}/deployments/deployment/{deployment_id}/run")
+    for text in ("The rollout, as in rollout.yaml.", "Name of the rollout", "The flag that this rollout moves"):
+        expect(page.get_by_text(text).first).to_be_visible()
 
 
 def test_the_slack_channel_has_one_message_a_rollout_and_its_end_in_it(demo: Demo, page: Page) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from controller.core.evidence import means
-from controller.core.evidence.confidence import proportion_interval
+from controller.core.evidence.confidence import mean_halfwidth, proportion_interval, quantile_band
 from controller.core.evidence.config import RUNGS, EngineConfig, graduated
 from controller.core.evidence.engine import Engine
 from controller.core.evidence.eprocess import ZETA, Wealth, log_mean_exp
@@ -23,11 +23,15 @@ ROWS, STEPS, ALPHA = 3000, 320, 0.1
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
+def row_of(cap: float, block: int, every: int) -> Wealth:
+    """One row per replicate."""
+    whole = np.ones(ROWS, dtype=np.int64)
+    return Wealth(cap=np.full(ROWS, cap), block=block * whole, every=every * whole, at_once=np.full(ROWS, 0.6), columns=4)
+
+
 def crossings(draw: Draw, *, cap: float = 1.5, block: int = 4, every: int = 5, phases: int = 4) -> float:
     """Share of rows whose evidence ever reaches 1/ALPHA."""
-    wealth = Wealth(
-        cap=np.full(ROWS, cap), block=np.full(ROWS, block, dtype=np.int64), every=np.full(ROWS, every, dtype=np.int64), columns=4
-    )
+    wealth = row_of(cap, block, every)
     rng = np.random.default_rng(7)
     crossed = np.zeros(ROWS, dtype=bool)
     for step in range(STEPS):
@@ -72,16 +76,7 @@ def test_two_equal_proportions_that_drift_together() -> None:
 
 def test_the_smaller_of_two_e_values_when_only_one_null_holds() -> None:
     """Above the limit, but no worse than the baseline: an incident. The pair must not cross although one of them does."""
-    pair = [
-        Wealth(
-            cap=np.full(ROWS, 5.0),
-            block=np.full(ROWS, 4, dtype=np.int64),
-            every=np.full(ROWS, 5, dtype=np.int64),
-            at_once=np.full(ROWS, 0.6),
-            columns=4,
-        )
-        for _ in range(2)
-    ]
+    pair = [row_of(1.5, 4, 5) for _ in range(2)]
     rng = np.random.default_rng(3)
     crossed = np.zeros((2, ROWS), dtype=bool)
     for wealth in pair:
@@ -172,3 +167,22 @@ def test_the_confidence_sequence_narrows() -> None:
     assert proportion_interval(0, 50, 0.05)[0] == 0.0
     with pytest.raises(ValueError, match="events"):
         proportion_interval(5, 4, 0.05)
+
+
+@pytest.mark.parametrize("q", [0.5, 0.95])
+def test_the_band_of_a_quantile_holds_the_truth_at_all_times(q: float) -> None:
+    rng = np.random.default_rng(13)
+    bands = [quantile_band(q, 40 * (i + 1), ALPHA) for i in range(25)]
+    below = rng.binomial(40, q, (ROWS, 25)).cumsum(axis=1) / (40 * np.arange(1, 26))
+    outside = [(below[:, i] < low - 1e-9) | (below[:, i] > high + 1e-9) for i, (low, high) in enumerate(bands)]
+    assert surely(int(np.any(outside, axis=0).sum()), ROWS) <= ALPHA
+    assert bands[-1][1] - bands[-1][0] < (bands[0][1] - bands[0][0]) / 2
+
+
+def test_the_interval_of_a_mean_holds_the_truth_at_all_times() -> None:
+    rng = np.random.default_rng(17)
+    steps = np.arange(1, 41)
+    means_so_far = rng.gamma(60 / 1.2, 1.2 / 60, (ROWS, 40)).cumsum(axis=1) / steps
+    halves = np.array([mean_halfwidth(1.2 / (60 * k), ALPHA) for k in steps])
+    outside = (np.abs(means_so_far - 1) > halves).any(axis=1)
+    assert surely(int(outside.sum()), ROWS) <= ALPHA

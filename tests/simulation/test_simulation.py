@@ -141,7 +141,7 @@ class Controllers(RuleBasedStateMachine):
 
 
 Controllers.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestControllers = Controllers.TestCase
 

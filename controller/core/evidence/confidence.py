@@ -47,6 +47,53 @@ def proportion_interval(events: float, trials: float, alpha: float, prior: float
     return (_edge(inside, centre, 1e-12), _edge(inside, centre, 1 - 1e-12))
 
 
+def quantile_band(q: float, trials: float, alpha: float) -> tuple[float, float]:
+    """
+    Which empirical shares the true `q` quantile can have: between the empirical quantiles of these two levels lies the true one.
+
+    The empirical share below the true quantile is Binomial(trials, q) / trials whatever the distribution, so the levels at which the Beta
+    mixture of `proportion_interval` stays below 1/alpha at p = q hold the truth at all times.
+
+    Args:
+        q: 0..1.
+        trials: Requests so far.
+        alpha: Probability of ever missing the truth.
+
+    Returns:
+        (low, high) levels in 0..1.
+    """
+    if trials <= 0:
+        return 0.0, 1.0
+    a, b = 2 * q, 2 * (1 - q)
+
+    def inside(level: float) -> bool:
+        x = level * trials
+        mixture = _log_beta(a + x, b + trials - x) - _log_beta(a, b)
+        return mixture - x * math.log(q) - (trials - x) * math.log1p(-q) < math.log(1 / alpha)
+
+    return _edge(inside, q, 0.0), _edge(inside, q, 1.0)
+
+
+def mean_halfwidth(variance: float, alpha: float) -> float:
+    """
+    Half the width of a confidence sequence around a mean of nearly normal block means.
+
+    Args:
+        variance: Of the estimate so far.
+        alpha: Probability of ever missing the truth.
+
+    Returns:
+        sqrt((v + rho) log((v + rho) / (alpha^2 rho))) / v with information v = 1 / variance and rho = v / 10.
+
+    Source:
+        Howard, Ramdas, McAuliffe and Sekhon 2021, two-sided normal mixture boundary (Robbins 1970). rho should be fixed beforehand; it follows
+        the information here, which widens nothing but makes the bound an approximation.
+    """
+    v = 1 / variance
+    rho = v / 10
+    return math.sqrt((v + rho) * math.log((v + rho) / (alpha * alpha * rho))) / v
+
+
 def _edge(inside: Callable[[float], bool], centre: float, end: float) -> float:
     if inside(end):
         return float(round(end))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from controller.core.evidence.confidence import proportion_interval
+from controller.core.evidence.confidence import mean_halfwidth, proportion_interval, quantile_band
 from controller.core.evidence.config import EngineConfig, Gate, MeanMargin, Need, QuantileLimit, QuantileMargin, RateLimit
 from controller.core.evidence.increments import Counters, Problem, Step, Vector, increments_of
 from controller.core.evidence.overdispersion import PrivateNoise, prior_variance
@@ -75,11 +75,17 @@ class Engine:
             cand: The candidate's counters then.
             base: The baseline's cumulative counters, oldest first.
 
+        Scrapes with a value that is not a finite, non-negative number are left out, like missed ones.
+
         Raises:
-            ValueError: A value is not a finite, non-negative number.
+            ValueError: Scrapes of different lengths, or not of the configured columns.
         """
         cumulative = np.asarray(base, dtype=np.float64)
-        self.reference.learn(increments_of(cumulative))
+        if cumulative.ndim != 2 or cumulative.shape[1] != len(self.config.columns):
+            raise ValueError(f"history needs {len(self.config.columns)} columns in every scrape")
+        usable = cumulative[np.all(np.isfinite(cumulative) & (cumulative >= 0), axis=1)]
+        if len(usable) > 1:
+            self.reference.learn(increments_of(usable))
         self.counters.step(t, cand, cumulative[-1])
 
     def enter(self, phase: int) -> None:
@@ -116,10 +122,6 @@ class Engine:
             self._compile()
         self._judge(step)
         return self.breach
-
-    def gate(self) -> Verdict:
-        """May the next phase begin? Read it at gates; it costs no evidence to read it more often."""
-        return self.verdict()
 
     @property
     def may_proceed(self) -> tuple[bool, str]:
@@ -265,23 +267,42 @@ class Engine:
         if isinstance(gate, RateLimit):
             bad, total = self.config.column(gate.bad), self.config.column(gate.total)
             x, n = float(min(cand[bad], cand[total])), float(cand[total])
-            interval = proportion_interval(x, n, INTERVAL_ALPHA, gate.limit)
+            interval = proportion_interval(x, n, INTERVAL_ALPHA, gate.limit) if n > 0 else None
             return _over(x, n), _over(float(base[bad]), float(base[total])), gate.limit, interval, n, float(base[total])
         if isinstance(gate, MeanMargin):
             amount, count = self.config.column(gate.amount), self.config.column(gate.count)
-            own, other = _over(float(cand[amount]), float(cand[count])), _over(float(base[amount]), float(base[count]))
-            return _over(own, other), other, 1 + gate.margin, None, float(cand[count]), float(base[count])
+            n, m = float(cand[count]), float(base[count])
+            own, other = _over(float(cand[amount]), n), _over(float(base[amount]), m)
+            return _over(own, other), other, 1 + gate.margin, self._mean_interval(gate, own, other, n, m), n, m
         h = self.config.histogram(gate.histogram)
-        a, b = (_quantile(h.edges, v[h.first : h.total + 1], gate.q) for v in (cand, base))
         n, m = float(cand[h.total]), float(base[h.total])
+        alpha = INTERVAL_ALPHA / 2 if isinstance(gate, QuantileMargin) else INTERVAL_ALPHA
+        low, a, high = _quantiles(h.edges, cand[h.first : h.total + 1], gate.q, alpha)
+        base_low, b, base_high = _quantiles(h.edges, base[h.first : h.total + 1], gate.q, alpha)
+        seen = n > 0 and m > 0
         if isinstance(gate, QuantileLimit):
-            return a, b, gate.limit, None, n, m
-        return _over(a, b), b, 1 + gate.margin, None, n, m
+            return a, b, gate.limit, (low, high) if n > 0 else None, n, m
+        return _over(a, b), b, 1 + gate.margin, (low / base_high, high / base_low) if seen else None, n, m
+
+    def _mean_interval(self, gate: MeanMargin, own: float, other: float, n: float, m: float) -> tuple[float, float] | None:
+        i = [g.name for g in self._ordered if isinstance(g, MeanMargin)].index(gate.name)
+        s2 = float(self.reference.mean_and_variance()[1][i])
+        if not (s2 > 0 and n > 0 and m > 0 and other > 0):
+            return None
+        ratio = own / other
+        half = mean_halfwidth(s2 * ratio * ratio * (1 / n + 1 / m), INTERVAL_ALPHA) / other
+        return max(ratio - half, 0.0), ratio + half
 
 
 def _over(a: float, b: float) -> float:
     return a / b if b > 0 else math.nan
 
 
-def _quantile(edges: tuple[float, ...], cumulative: Array, q: float) -> float:
-    return Shape(edges, cumulative).quantile(q) if cumulative[-1] > 0 else math.nan
+def _quantiles(edges: tuple[float, ...], cumulative: Array, q: float, alpha: float) -> tuple[float, float, float]:
+    """Anytime-valid lower bound, estimate and upper bound of a quantile, kept within the finite edges."""
+    total = float(cumulative[-1])
+    if total <= 0:
+        return math.nan, math.nan, math.nan
+    shape = Shape(edges, cumulative)
+    low, high = quantile_band(q, total, alpha)
+    return shape.quantile(max(low, 1e-9)), shape.quantile(q), shape.quantile(min(high, 1 - 1e-9))

@@ -33,7 +33,7 @@ def two_sample_log_lr(xc: Array, nc: Array, xb: Array, nb: Array, pb: Array, rat
     """
     seen = (nc > 0) & (nb > 0)
     pc = odds(pb, ratio)
-    p0 = pb + (pc - pb) * (nc / np.where(seen, nc + nb, 1.0))
+    p0 = pb + (pc - pb) * (nc / np.maximum(nc + nb, 1e-12))
     q0 = 1 - p0
     lr = xc * np.log(pc / p0) + (nc - xc) * np.log((1 - pc) / q0) + xb * np.log(pb / p0) + (nb - xb) * np.log((1 - pb) / q0)
     return np.where(seen, lr, 0.0)

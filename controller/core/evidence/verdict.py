@@ -30,7 +30,7 @@ class Finding:
         observed: Candidate's value in this phase (rate, quantile, or ratio to the baseline); NaN without data.
         baseline: Baseline's value in the gate's own unit; NaN without data.
         limit: The gate's limit in the unit of `observed`.
-        interval: Anytime-valid 95 % interval of the candidate's rate or exceedance share; None where the gate has none.
+        interval: Anytime-valid 95 % interval in the unit of `observed`; None without data.
         requests: Candidate's trials in this phase.
         requests_baseline: Baseline's.
         log_e_breach: Log e-value against "within the margin", largest over the rungs.

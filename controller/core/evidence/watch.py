@@ -4,7 +4,7 @@ Evidence that the candidate is beyond a margin: the half of the engine that roll
 For each rung (the SLO, 2.5 times its margin, a catastrophe) and each metric there are e-processes as rows of one `Wealth`. A rate and an absolute
 quantile must be beyond their limit and worse than the baseline at the same time, so they have two rows each and count the smaller
 (an e-process for the union of both nulls): an incident that both arms share is no evidence against the candidate. Where the baseline fails
-too rarely to be compared with, that comparison learns nothing; so a rate's evidence is the average of this pair and of a third row: the
+too rarely to be compared with, that comparison learns nothing; so a rate's evidence is a weighted average of this pair and of a third row: the
 limit alone, in minutes in which the baseline is calm, softened by all the burstiness that history has shown.
 """
 
@@ -26,6 +26,9 @@ from controller.core.evidence.streams import Streams
 SURGE = 3.0
 """A minute whose count of the baseline's failures has probability below e^-3 at its calm rate is left out of the limit alone. The choice
 rests on the baseline, never on the candidate."""
+
+ALONE = 0.25
+"""Weight of the limit alone in a rate's evidence."""
 
 GUST = 1.15
 """What the limit alone is stretched by: bursts of one arm are part of its long-run mean, but not of the limit."""
@@ -137,7 +140,7 @@ class Watch:
         self.log_e[:, :a] = np.minimum(rows[:, :a], rows[:, a : 2 * a])
         self.log_e[:, a:] = rows[:, 2 * a : end]
         if nr:
-            either = np.logaddexp(self.log_e[:, :nr], rows[:, end:]) - np.log(2)
+            either = np.logaddexp(self.log_e[:, :nr] + math.log(1 - ALONE), rows[:, end:] + math.log(ALONE))
             self.log_e[:, :nr] = np.where(self.noisy[:, :, 0] > 0, either, self.log_e[:, :nr])
         # a weighted average of e-values is an e-value under any dependence (Vovk and Wang 2021, Proposition 3.1)
         combined = self.combined()

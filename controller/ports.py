@@ -108,6 +108,15 @@ class AuditLog(Protocol):
             AuditUnavailable: they cannot be read.
         """
 
+    def entry(self, rollout_id: str, seq: int) -> Entry:
+        """
+        One row with its raw answers; `entries` may give references (``sha256:...``) in their place.
+
+        Raises:
+            UnknownRollout: there is no such row.
+            AuditUnavailable: it cannot be read.
+        """
+
     def append(self, new: NewEntry, notice: Notice | None) -> Entry:
         """
         Write one row and the notice that tells of it, in one transaction.

@@ -57,6 +57,12 @@ class MemoryAudit:
             raise UnknownRollout(f"no rollout {rollout_id!r}")
         return self.rows[rollout_id]
 
+    def entry(self, rollout_id: str, seq: int) -> Entry:
+        rows = self.entries(rollout_id)
+        if not 1 <= seq <= len(rows):
+            raise UnknownRollout(f"no row {rollout_id}/{seq}")
+        return rows[seq - 1]
+
     def append(self, new: NewEntry, notice: Notice | None) -> Entry:
         rows = self.rows.get(new.rollout_id, [])
         if new.seq != len(rows) + 1:

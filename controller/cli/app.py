@@ -33,6 +33,7 @@ _COMMANDS = {
     "rollback": ("controller.cli.rollouts:rollback", "Bring the candidate back to 0% now."),
     "abort": ("controller.cli.rollouts:abort", "Call a rollout off, whatever the candidate is like; 0% now."),
     "flags": ("controller.cli.flags:flags", "The flags themselves: list, kill, unkill."),
+    "audit": ("controller.cli.audit:audit", "The audit log as a whole: verify."),
     "lint": ("controller.cli.checks:lint", "Check a rollout.yaml: every problem with file, line and column."),
     "tick": ("controller.cli.checks:tick", "One gate check, without Prefect."),
     "guard": ("controller.cli.run:guard", "The loop that looks every few seconds and only lowers; delivers notices."),
@@ -42,7 +43,7 @@ _COMMANDS = {
     "doctor": ("controller.cli.checks:doctor", "Try every connection and say what is wrong and where."),
 }
 for _name, (_path, _help) in _COMMANDS.items():
-    if _name == "flags":
+    if _name in ("flags", "audit"):  # apps of their own, with their own help
         app.command(_path, name=_name)
     else:
         app.command(_path, name=_name, help=_help)

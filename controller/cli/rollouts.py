@@ -185,9 +185,12 @@ def why(rollout_id: Id, *, output: Output = "table") -> int:
 
 
 def history(rollout_id: Id, *, output: Output = "table") -> int:
-    """Every row of a rollout's audit log; `-o json` with the whole evidence."""
+    """Every row of a rollout's audit log; `-o json` with the whole evidence, raw answers included."""
     with log_opened() as ports:
-        entries = ports.audit.entries(resolve(ports, rollout_id))
+        name = resolve(ports, rollout_id)
+        entries = ports.audit.entries(name)
+        if output == "json":
+            entries = [ports.audit.entry(name, e.seq) for e in entries]
     rows = (describe.history_json(e) if output == "json" else describe.history_row(e) for e in entries)
     print_rows(rows, ("seq", "at", "actor", "kind", "text"), output)
     return 0

@@ -144,7 +144,8 @@ def _judge_sampled(gate: Gate, seen: Sampled, look: _Look, phase: Phase) -> Gate
             return _share_limit(gate, _as(Counts, seen.candidate), gate.limit, look, "bad requests")
         case QuantileLimit():
             counts = above(_as(Histogram, seen.candidate), gate.limit_s)
-            return _share_limit(gate, counts, 1 - gate.quantile, look, f"requests slower than {gate.limit_s:g} s")
+            # 1 - 0.95 is 0.050000000000000044 in binary; people wrote 5 %.
+            return _share_limit(gate, counts, round(1 - gate.quantile, 12), look, f"requests slower than {gate.limit_s:g} s")
         case QuantileIncrease():
             return _quantile_increase(gate, seen, look)
         case MeanIncrease():

@@ -4,6 +4,13 @@ from typing import Any
 
 import pytest
 
+from controller.adapters.postgres.chain import verify
+from controller.core.recompute import recompute
+from controller.core.rollout import Decided, replay
+from controller.settings import load
+from controller.wiring import open_controller
+from tests.acceptance.conftest import Demo
+
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(420)]
 
 
@@ -48,3 +55,26 @@ def test_a_line_of_the_report_has_these_fields(rows: dict[str, dict[str, Any]]) 
     assert set(rows["good"]) == {
         "scenario", "rollout_id", "outcome", "expected", "phases", "decisions", "exposed_requests", "breach_to_flag_s", "flag_to_router_s",
     }  # fmt: skip
+
+
+def test_every_decision_comes_out_again_from_its_audit_row_alone(demo: Demo) -> None:
+    checked = 0
+    with open_controller(load({"PENSTOCK_HOME": str(demo.home)}), reading=True) as opened:
+        for row in demo.rows.values():
+            entries = opened.ports.audit.entries(row["rollout_id"])
+            for entry in entries[1:]:
+                again = recompute(replay(entries[: entry.seq - 1]), entry)
+                if again is not None:
+                    assert isinstance(entry.event, Decided)
+                    assert again.results == entry.event.observed.results
+                    assert again.decision in (None, entry.event.decision)
+                    checked += again.decision is not None
+    assert checked >= 20
+
+
+def test_the_audit_log_of_the_demo_is_an_unbroken_chain(demo: Demo) -> None:
+    settings = load({"PENSTOCK_HOME": str(demo.home)})
+    assert settings.database_url is not None
+    report = verify(settings.database_url)
+    assert report.ok, report.problems
+    assert report.rollouts == len(demo.rows)

@@ -269,6 +269,9 @@ class _Audit:
     def entries(self, rollout_id: str) -> Sequence[Entry]:
         return self.world.call(lambda: self.world.audit.entries(rollout_id), AuditUnavailable)
 
+    def entry(self, rollout_id: str, seq: int) -> Entry:
+        return self.world.audit.entry(rollout_id, seq)
+
     def append(self, new: NewEntry, notice: Notice | None) -> Entry:
         return self.world.call(lambda: self.world.audit.append(new, notice), AuditUnavailable)
 

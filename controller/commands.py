@@ -8,19 +8,33 @@ command that cannot be done says why and leaves nothing behind.
 from collections.abc import Callable
 from hashlib import sha256
 
-from controller.commit import Committed, commit, record, settle
+from controller.commit import Committed, commit, lower_unrecorded, record, settle
 from controller.core.decide import votes_that_count
 from controller.core.decision import Abort, Decision, Pause, Resume, RollBack, Why
 from controller.core.notice import notice_of
 from controller.core.plan import Plan
-from controller.core.rollout import Approved, AwaitingApproval, Baking, Entry, Observed, Opened, Paused, Pending, Rollout, replay
-from controller.ports import FlagHeld, NewEntry, PortError, Ports, SeqTaken, UnknownRollout
+from controller.core.rollout import (
+    Approved,
+    AwaitingApproval,
+    Baking,
+    Entry,
+    LogError,
+    Observed,
+    Opened,
+    Paused,
+    Pending,
+    Rollout,
+    replay,
+)
+from controller.ports import AuditUnavailable, FlagHeld, NewEntry, PortError, Ports, SeqTaken, UnknownRollout
 from flagspec import WEIGHT_MAX, Variant
 
 
 class CommandRefused(Exception):
     """The command does not fit; the message says what it met and what to do instead."""
 
+
+UNRECORDED = "{}: the flag is at 0%, but the audit log could not be written; the next look records it"
 
 RACE_ATTEMPTS = 5
 """A command that loses the race for a row reads again and tries again; each loss means that somebody else's row went in."""
@@ -76,7 +90,10 @@ def check_start(plan: Plan, ports: Ports) -> None:
         FlagHeld: another rollout holds the flag.
     """
     for other in ports.index.active():
-        held = replay(ports.audit.entries(other)).plan
+        try:
+            held = replay(ports.audit.entries(other)).plan
+        except LogError:
+            continue  # another rollout's broken log; whether it holds this flag, the log itself refuses at the first row
         if (held.environment, held.flag) == (plan.environment, plan.flag):
             raise FlagHeld(f"flag {plan.flag!r} in {plan.environment} is held by rollout {other}; end that one first")
     flag = ports.flags.read(plan.environment, plan.flag)
@@ -87,7 +104,12 @@ def check_start(plan: Plan, ports: Ports) -> None:
             f"flag {plan.flag!r} in {plan.environment} is killed; un-kill it first (penstock flags unkill {plan.flag})"
         )
     if flag.weight == 0 and flag.shadow_weight == 0:
-        return  # everybody gets the control, which the first write replaces by the plan's baseline
+        if flag.control == plan.baseline:
+            return
+        raise CommandRefused(
+            f"flag {plan.flag!r} in {plan.environment} serves {_words(flag.control)} to everybody, but the plan's baseline is "
+            f"{_words(plan.baseline)}; make the plan's baseline what the flag serves now: who is moved, is moved by gates"
+        )
     serves = _words(flag.candidate) if flag.weight == WEIGHT_MAX else f"{_words(flag.candidate)} at {flag.weight / 1000:g}%"
     if flag.weight == WEIGHT_MAX and flag.candidate == plan.baseline:
         return
@@ -142,6 +164,9 @@ def resume(rollout_id: str, ports: Ports, *, actor: str, reason: str) -> Rollout
     def attempt(rollout: Rollout) -> Rollout:
         if not isinstance(rollout.state, Paused):
             raise CommandRefused(f"{rollout_id} is not paused; it is {_kind(rollout)}")
+        flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
+        if flag is not None and flag.killed:
+            raise CommandRefused(f"flag {flag.key!r} is killed: the next look rolls {rollout_id} back; un-kill it and start anew")
         return _commit(rollout, Resume(why=Why.BY_PERSON, text=reason), ports, actor)
 
     return _retried(rollout_id, ports, attempt)
@@ -149,12 +174,14 @@ def resume(rollout_id: str, ports: Ports, *, actor: str, reason: str) -> Rollout
 
 def roll_back(rollout_id: str, ports: Ports, *, actor: str, reason: str) -> Rollout:
     """Bring the candidate back to 0 because of the candidate."""
-    return _retried(rollout_id, ports, lambda r: _commit(r, RollBack(why=Why.BY_PERSON, text=f"{actor}: {reason}"), ports, actor))
+    decision = RollBack(why=Why.BY_PERSON, text=f"{actor}: {reason}")
+    return _retried(rollout_id, ports, lambda r: _commit(r, decision, ports, actor), lowering=decision)
 
 
 def abort(rollout_id: str, ports: Ports, *, actor: str, reason: str) -> Rollout:
     """Call the rollout off, whatever the candidate is like."""
-    return _retried(rollout_id, ports, lambda r: _commit(r, Abort(why=Why.BY_PERSON, text=reason), ports, actor))
+    decision = Abort(why=Why.BY_PERSON, text=reason)
+    return _retried(rollout_id, ports, lambda r: _commit(r, decision, ports, actor), lowering=decision)
 
 
 class _Lost(Exception):
@@ -163,15 +190,19 @@ class _Lost(Exception):
 
 def _commit(rollout: Rollout, decision: Decision, ports: Ports, actor: str) -> Rollout:
     flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
-    done: Committed = commit(rollout, flag, decision, ports, actor=actor, source="person", observed=Observed())
+    done: Committed = commit(
+        rollout, flag, decision, ports, actor=actor, source="person", observed=Observed(), at=ports.audit.now()
+    )
     if done.unrecorded:
-        raise PortError(f"{rollout.id}: the flag is at 0%, but the audit log could not be written; the next look records it")
+        raise PortError(UNRECORDED.format(rollout.id))
     if done.lost and done.rollout.seq == rollout.seq:
         raise _Lost
     return done.rollout
 
 
-def _retried(rollout_id: str, ports: Ports, attempt: Callable[[Rollout], Rollout]) -> Rollout:
+def _retried(
+    rollout_id: str, ports: Ports, attempt: Callable[[Rollout], Rollout], *, lowering: RollBack | Abort | None = None
+) -> Rollout:
     for _ in range(RACE_ATTEMPTS):
         rollout = replay(ports.audit.entries(rollout_id))
         if rollout.ended:
@@ -179,7 +210,13 @@ def _retried(rollout_id: str, ports: Ports, attempt: Callable[[Rollout], Rollout
         try:
             if not isinstance(rollout.state, Pending | Baking):
                 flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
-                rollout, _, _ = settle(rollout, flag, ports, actor="gate-check")
+                try:
+                    rollout, _, _ = settle(rollout, flag, ports, actor="gate-check")
+                except AuditUnavailable as exc:
+                    if lowering is None:
+                        raise
+                    lower_unrecorded(rollout, lowering.kind, ports)
+                    raise PortError(UNRECORDED.format(rollout_id)) from exc
                 if rollout.ended:
                     raise CommandRefused(f"{rollout_id} has ended: {_kind(rollout)}")
             return attempt(rollout)

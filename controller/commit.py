@@ -6,7 +6,7 @@ row comes before the flag, the Applied row after it. Whoever dies in between is 
 """
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from controller.core.converge import (
     Convergence,
@@ -18,6 +18,7 @@ from controller.core.converge import (
     Landed,
     UnrecordedLowering,
     converge,
+    salt_of,
     seen,
 )
 from controller.core.decision import Decision, Weights, lowers
@@ -36,7 +37,7 @@ from controller.ports import (
 from flagspec import RouteFlag
 
 RAISE_VALID = timedelta(seconds=30)
-"""A raise that has not reached the flag by then is refused by the store: its evidence is too old by then."""
+"""After the look began. A raise that has not reached the flag by then is refused by the store: its evidence is too old."""
 
 LOWERING_ATTEMPTS = 10
 """A lowering that loses the compare-and-set race is read and written again; each loss means that somebody else's write went through."""
@@ -59,7 +60,15 @@ class Committed:
 
 
 def commit(
-    rollout: Rollout, flag: RouteFlag | None, decision: Decision, ports: Ports, *, actor: str, source: str, observed: Observed
+    rollout: Rollout,
+    flag: RouteFlag | None,
+    decision: Decision,
+    ports: Ports,
+    *,
+    actor: str,
+    source: str,
+    observed: Observed,
+    at: datetime,
 ) -> Committed:
     """
     Args:
@@ -69,10 +78,10 @@ def commit(
         actor: Who decided: ``gate-check``, ``guard`` or a person.
         source: ``gate_check``, ``guard`` or ``person``.
         observed: The evidence of the decision.
+        at: When the look began; a raise must reach the flag within `RAISE_VALID` of it.
 
     Raises:
-        AuditUnavailable: nothing was recorded; a lowering was written to the flag all the same before this is raised as
-            `Committed.unrecorded`, anything else was not begun.
+        AuditUnavailable: nothing was recorded and nothing begun; a lowering is done all the same (`Committed.unrecorded`).
         FlagUnavailable: recorded, but the flag store did not confirm; the next look settles it.
     """
     weights = moves(rollout.plan, rollout.settled, decision)
@@ -93,11 +102,25 @@ def commit(
     except AuditUnavailable:
         if not lowers(decision):
             raise
-        flag = _lower(rollout, decision_id, ports)
-        return Committed(rollout=rollout, flag=flag, unrecorded=True)
+        return Committed(rollout=rollout, flag=_lower(rollout, decision_id, ports), unrecorded=True)
     if weights is None:
         return Committed(rollout=rollout, flag=flag)
-    return _apply(rollout, flag, ports, actor)
+    return _apply(rollout, flag, ports, actor, not_after=at + RAISE_VALID)
+
+
+def lower_unrecorded(rollout: Rollout, kind: str, ports: Ports) -> RouteFlag:
+    """
+    Bring the flag to 0 although no row can be written now; the next look that can write records it.
+
+    Args:
+        rollout: As far as its log tells.
+        kind: ``roll_back`` or ``abort``.
+        ports: Where to.
+
+    Raises:
+        FlagUnavailable: unknown whether it landed.
+    """
+    return _lower(rollout, f"{rollout.id}.{rollout.seq + 1}.{kind}", ports)
 
 
 def record(rollout: Rollout, event: Event, ports: Ports, actor: str) -> Rollout:
@@ -146,14 +169,14 @@ def settle(
     raise FlagUnavailable(f"flag {rollout.plan.flag!r} kept changing while {rollout.id} was settled; the next look tries again")
 
 
-def _apply(rollout: Rollout, flag: RouteFlag | None, ports: Ports, actor: str) -> Committed:
+def _apply(rollout: Rollout, flag: RouteFlag | None, ports: Ports, actor: str, *, not_after: datetime | None = None) -> Committed:
     moving = rollout.state
     assert isinstance(moving, Moving), moving
     if lowers(moving.decision):
         flag = _lower(rollout, moving.decision_id, ports)
     else:
         try:
-            change = replace(_change(rollout, moving.weights, moving.decision_id), not_after=moving.since + RAISE_VALID)
+            change = replace(_change(rollout, moving.weights, moving.decision_id), not_after=not_after)
             flag = ports.flags.write(change, 0 if flag is None else flag.version)
         except (FlagConflict, FlagKilled):
             # Somebody changed the flag since it was read. The next look withdraws the raise and judges what it finds.
@@ -210,8 +233,7 @@ def _change(rollout: Rollout, weights: Weights, decision_id: str) -> FlagChange:
         key=plan.flag,
         control=plan.baseline,
         candidate=plan.candidate,
-        # One salt a rollout: the users who went first last time are not the ones who go first this time.
-        salt=f"{plan.flag}/{rollout.id}",
+        salt=salt_of(rollout),
         unit=plan.unit,
         weight=weights.live,
         shadow_weight=weights.shadow,

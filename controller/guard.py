@@ -1,8 +1,8 @@
 """
 The guard: a plain loop that looks at every active rollout every few seconds and only ever lowers.
 
-It is why a breach costs seconds and not a quarter of an hour. Its one rule: it never stops by itself; whatever goes wrong in one round
-is said and the next round begins on time.
+It is why a breach costs seconds and not a quarter of an hour. Its one rule: it never stops by itself, and nothing that is wrong with one
+rollout keeps it from the others: each is looked at on its own plan's beat.
 """
 
 import threading
@@ -12,7 +12,6 @@ from datetime import timedelta
 
 import structlog
 
-from controller.core.rollout import replay
 from controller.deliver import Pace, deliver
 from controller.ports import Notifier, Outbox, PortError, Ports
 from controller.sweep import Swept, sweep
@@ -20,8 +19,11 @@ from controller.tick import Outcome
 
 log = structlog.get_logger("penstock.guard")
 
-IDLE = timedelta(seconds=1)
-"""Between two looks for a first rollout: it must not be unguarded for longer because nothing ran before it."""
+IDLE_S = 1.0
+"""The longest sleep: a rollout that was just opened must not be unguarded because others have a slower beat."""
+
+AGAIN_S = 1.0
+"""Until the next look at a rollout that could not be looked at."""
 
 DELIVER_EVERY_S = 1.0
 """Between two looks into the outbox."""
@@ -35,23 +37,32 @@ def guard(
 
     Args:
         ports: The world.
-        every: Time between the starts of two rounds; None takes the shortest `guard_every` of the active plans.
+        every: Time between the starts of two looks at a rollout; None takes each plan's own `guard_every`.
         stop: Set from elsewhere to end it.
     """
+    next_look: dict[str, float] = {}
     while not stop.is_set():
         begun = monotonic()
-        pause = every or IDLE
         try:
-            active = list(ports.index.active())
-            if every is None and active:
-                pause = min(replay(ports.audit.entries(i)).plan.policy.guard_every for i in active)
-            for swept in sweep(ports, may_raise=False, only=active) if active else ():
-                _tell(swept)
+            next_look = _round(ports, every, begun, next_look)
         except PortError as exc:
             log.error("guard_round_failed", error=f"{type(exc).__name__}: {exc}")
-        except Exception:  # the guard outlives every bug: one broken rollout must not leave the others unguarded
+        except Exception:  # the guard outlives every bug
             log.exception("guard_round_broke")
-        stop.wait(max(0.0, pause.total_seconds() - (monotonic() - begun)))
+        first = min(next_look.values(), default=begun + IDLE_S)
+        stop.wait(min(max(first - monotonic(), 0.0), IDLE_S))
+
+
+def _round(ports: Ports, every: timedelta | None, begun: float, next_look: dict[str, float]) -> dict[str, float]:
+    """Look at those whose time has come; returns when each active rollout is looked at next."""
+    active = ports.index.active()
+    coming = {i: next_look.get(i, begun) for i in active}
+    ready = [i for i in active if coming[i] <= begun]
+    for swept in sweep(ports, may_raise=False, only=ready) if ready else ():
+        _tell(swept)
+        pause = every if every is not None or swept.tick is None else swept.tick.rollout.plan.policy.guard_every
+        coming[swept.rollout_id] = begun + (AGAIN_S if pause is None or swept.tick is None else pause.total_seconds())
+    return coming
 
 
 def mail(outbox: Outbox, notifier: Notifier, stop: threading.Event) -> None:
@@ -59,7 +70,11 @@ def mail(outbox: Outbox, notifier: Notifier, stop: threading.Event) -> None:
     pace = Pace()
     while not stop.is_set():
         try:
-            deliver(outbox, notifier, pace=pace)
+            done = deliver(outbox, notifier, pace=pace)
+            if done.refused:
+                log.error("notices_refused", count=done.refused)
+            if done.failed:
+                log.warning("notices_delayed", count=done.failed)
         except PortError as exc:
             log.error("outbox_unreadable", error=f"{type(exc).__name__}: {exc}")
         except Exception:  # as above: notices wait, the loop goes on

@@ -20,7 +20,7 @@ rule: only these errors cross a port; an adapter translates whatever its library
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from controller.core.measurement import Measurement
@@ -219,6 +219,7 @@ class Scope:
         environment, flag: The flag under evaluation.
         arm: ``candidate`` in live phases, ``shadow`` in shadow phases.
         since: Start of the window: when this phase's weight was confirmed.
+        recent: Length of the window in which a candidate may not be silent: requests of long ago must not speak for it.
         opened_at: Start of the rollout, for what counts over all phases.
         at: End of the window and evaluation time of every query.
     """
@@ -227,6 +228,7 @@ class Scope:
     flag: str
     arm: str
     since: datetime
+    recent: timedelta
     opened_at: datetime
     at: datetime
 

@@ -84,6 +84,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         scrape_interval = parse_duration(scrape)
     except ValueError as exc:
         raise SettingsError(f"PENSTOCK_SCRAPE_INTERVAL: {exc}") from exc
+    if not scrape_interval:
+        raise SettingsError(f"PENSTOCK_SCRAPE_INTERVAL: {scrape!r} is not longer than nothing")
     return Settings(
         home=home,
         database_url=database_url,

@@ -7,11 +7,11 @@ are validated and kept; `kept_for_later` names those a file sets.
 """
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from controller.core import plan as core
 from controller.core.freeze import check as check_freeze
@@ -36,6 +36,20 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
 LabelName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")]
 Mode = Literal["enforce", "warn", "dry_run"]
+
+LONGEST = timedelta(days=366)
+
+
+def _bounded(value: timedelta) -> timedelta:
+    if value > LONGEST:
+        raise ValueError(f"{format_duration(value)} is longer than a rollout can last (at most {format_duration(LONGEST)})")
+    return value
+
+
+Span = Annotated[PositiveDuration, AfterValidator(_bounded)]
+"""A length of time within a rollout's life, longer than nothing."""
+LongSpan = Annotated[Duration, AfterValidator(_bounded)]
+"""As Span, zero included."""
 
 
 def _at(position: int, default: Any = ..., **more: Any) -> Any:
@@ -214,17 +228,15 @@ class Happening(_Spec):
 class DeadMan(_Spec):
     """What is due when no gate check has run for so long."""
 
-    after: PositiveDuration = _at(0)
+    after: Span = _at(0)
     action: Literal["hold", "rollback"] = _at(1, "hold")
 
 
 class Gates(_Spec):
     """How the gates are run."""
 
-    every: PositiveDuration = _at(0, "15m", validate_default=True, description="Time between gate checks, which may raise")
-    guard_every: PositiveDuration = _at(
-        1, "15s", validate_default=True, description="Time between looks of the guard, which only lowers"
-    )
+    every: Span = _at(0, "15m", validate_default=True, description="Time between gate checks, which may raise")
+    guard_every: Span = _at(1, "15s", validate_default=True, description="Time between looks of the guard, which only lowers")
     confidence: float = _at(2, 0.95)
     min_requests: int = _at(3, 500, description="Requests of the candidate that a passing verdict needs")
     on_breach: Literal["rollback", "pause"] = _at(4, "rollback")
@@ -250,7 +262,7 @@ class ApprovalSpec(_Spec):
 
     from_: list[Name] = Field(alias="from", json_schema_extra={"position": 0})
     count: int = _at(1, 1)
-    expires: PositiveDuration = _at(2, "48h", validate_default=True)
+    expires: Span = _at(2, "48h", validate_default=True)
     not_requester: bool = _at(3, True)
 
     def approval(self) -> core.Approval:
@@ -263,7 +275,7 @@ class PhaseSpec(_Spec):
     name: Name = _at(0)
     mode: Literal["shadow", "live"] = _at(1, "live", description="shadow mirrors requests and exposes nobody")
     traffic: Ratio = _at(2, description="Share of the units, 5%")
-    bake: Duration = _at(3, description="How long the phase lasts at least")
+    bake: LongSpan = _at(3, description="How long the phase lasts at least")
     approval: ApprovalSpec | None = _at(4, None)
 
     @model_validator(mode="after")

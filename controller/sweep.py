@@ -7,10 +7,15 @@ Its one rule: rollouts do not wait for each other and do not fail together; each
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
 
 from controller.core.rollout import LogError, replay
 from controller.ports import PortError, Ports
 from controller.tick import Tick, due, tick
+
+log = structlog.get_logger("penstock.sweep")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +28,13 @@ class Swept:
 
 
 def look(rollout_id: str, ports: Ports, *, may_raise: bool, force: bool = False) -> Swept:
-    """One rollout; never raises for anything that a port does."""
+    """One rollout; never raises: whatever goes wrong with it is its own Swept."""
     try:
         return Swept(rollout_id=rollout_id, tick=tick(rollout_id, ports, ports.audit.now(), may_raise=may_raise, force=force))
     except (PortError, LogError) as exc:
+        return Swept(rollout_id=rollout_id, error=f"{type(exc).__name__}: {exc}")
+    except Exception as exc:  # a bug that one rollout meets must not cost the others their look
+        log.exception("look_broke", rollout_id=rollout_id)
         return Swept(rollout_id=rollout_id, error=f"{type(exc).__name__}: {exc}")
 
 
@@ -41,7 +49,14 @@ def anybody_due(ports: Ports) -> bool:
     if not active:
         return False
     now = ports.audit.now()
-    return any(due(replay(ports.audit.entries(i)), now) for i in active)
+    return any(_due(i, ports, now) for i in active)
+
+
+def _due(rollout_id: str, ports: Ports, now: datetime) -> bool:
+    try:
+        return due(replay(ports.audit.entries(rollout_id)), now)
+    except LogError:
+        return False  # the guard tells of it at every look; the others go on
 
 
 def sweep(ports: Ports, *, may_raise: bool, only: Sequence[str] = (), force: bool = False, workers: int = 8) -> Iterator[Swept]:

@@ -7,18 +7,35 @@ at the same time, late, or after a crash.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from controller.commit import Committed, commit, settle
+from controller.commit import Committed, commit, lower_unrecorded, settle
+from controller.core.converge import InStep, Killed, Landed, converge
 from controller.core.decide import decide
-from controller.core.decision import Decision, Hold
+from controller.core.decision import Decision, Hold, RollBack, Why, lowers
 from controller.core.gates import GateResult, judge
 from controller.core.measurement import Measurement
 from controller.core.plan import Gate
-from controller.core.rollout import AwaitingApproval, Baking, Observed, Pending, Rollout, replay, settled_of
-from controller.ports import Ports, Scope, SeqTaken
+from controller.core.rollout import (
+    Applied,
+    AwaitingApproval,
+    Baking,
+    Entry,
+    Moving,
+    Observed,
+    Pending,
+    Rollout,
+    replay,
+    settled_of,
+    step,
+)
+from controller.ports import AuditUnavailable, Ports, Scope, SeqTaken
+from flagspec import RouteFlag
+
+RECENT_LEAST = timedelta(seconds=15)
+"""Silence is judged on at least so much traffic, however often the gates are checked."""
 
 
 class Outcome(StrEnum):
@@ -73,25 +90,69 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
 
     actor = "gate-check" if may_raise else "guard"
     flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
+    if dry_run:
+        return _dry_run(rollout, flag, ports, now, may_raise=may_raise)
     try:
         rollout, flag, convergence = settle(rollout, flag, ports, actor=actor)
     except SeqTaken:
         return Tick(outcome=Outcome.LOST_RACE, rollout=rollout)
+    except AuditUnavailable:
+        if (lowered := _lowered_without_log(rollout, flag, ports, now)) is None:
+            raise
+        return lowered
     if rollout.ended:
         return Tick(outcome=Outcome.ENDED, rollout=rollout)
 
     measurements, results, exposure = observe(rollout, ports, now)
     decision = decide(rollout, convergence, results, now, may_raise=may_raise)
     judged = rollout.phase
-    if dry_run:
-        return Tick(outcome=Outcome.DECIDED, rollout=rollout, decision=decision, results=results, phase_judged=judged)
     if not may_raise and isinstance(decision, Hold):
         return Tick(outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=results, phase_judged=judged)
 
     observed = Observed(measurements=measurements, results=results, exposure=exposure)
     source = "gate_check" if may_raise else "guard"
-    done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=observed)
+    done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=observed, at=now)
     return Tick(outcome=_outcome(done), rollout=done.rollout, decision=decision, results=results, phase_judged=judged)
+
+
+def _dry_run(rollout: Rollout, flag: RouteFlag | None, ports: Ports, now: datetime, *, may_raise: bool) -> Tick:
+    """What would be decided; nothing is settled or written. A change on its way is only named."""
+    if isinstance(rollout.state, Moving):
+        text = f"{rollout.state.decision_id} is on its way; the next look settles it before it decides"
+        decision: Decision = Hold(why=Why.SETTLING, text=text)
+        return Tick(outcome=Outcome.DECIDED, rollout=rollout, decision=decision, phase_judged=rollout.phase)
+    _, results, _ = observe(rollout, ports, now)
+    decision = decide(rollout, converge(rollout, flag), results, now, may_raise=may_raise)
+    return Tick(outcome=Outcome.DECIDED, rollout=rollout, decision=decision, results=results, phase_judged=rollout.phase)
+
+
+def _lowered_without_log(rollout: Rollout, flag: RouteFlag | None, ports: Ports, now: datetime) -> Tick | None:
+    """
+    A raise is on its way and the log cannot be written: nothing can be settled, but a breach is still brought to 0.
+
+    Returns:
+        None when there is nothing to lower.
+    """
+    if not isinstance(rollout.state, Moving) or lowers(rollout.state.decision):
+        return None
+    found = converge(rollout, flag)
+    moving, presumed = rollout.state, rollout
+    if isinstance(found, Landed):
+        # As it will stand once the row can be written: in the phase that the flag is in already.
+        event = Applied(decision_id=moving.decision_id, weights=moving.weights, flag_version=0 if flag is None else flag.version)
+        entry = Entry(rollout_id=rollout.id, seq=rollout.seq + 1, at=moving.since, actor="", event=event)
+        presumed = step(rollout, entry)
+    else:
+        presumed = replace(rollout, state=moving.settled)
+    if presumed.ended:
+        return None
+    _, results, _ = observe(presumed, ports, now)
+    killed = flag is not None and flag.killed
+    decision = decide(presumed, Killed() if killed else InStep(), results, now, may_raise=False)
+    if not isinstance(decision, RollBack):
+        return None
+    lower_unrecorded(rollout, decision.kind, ports)
+    return Tick(outcome=Outcome.UNRECORDED, rollout=rollout, decision=decision, results=results, phase_judged=presumed.phase)
 
 
 def due(rollout: Rollout, now: datetime) -> bool:
@@ -138,7 +199,15 @@ def questions(rollout: Rollout, now: datetime) -> tuple[tuple[Gate, ...], Scope]
         assert isinstance(settled, Baking | AwaitingApproval)
         gates = plan.gates_of(settled.phase)
         since, arm = settled.since, "candidate" if plan.phases[settled.phase].live_weight else "shadow"
-    return gates, Scope(environment=plan.environment, flag=plan.flag, arm=arm, since=since, opened_at=rollout.opened_at, at=now)
+    return gates, Scope(
+        environment=plan.environment,
+        flag=plan.flag,
+        arm=arm,
+        since=since,
+        recent=max(plan.policy.every, RECENT_LEAST),
+        opened_at=rollout.opened_at,
+        at=now,
+    )
 
 
 def _outcome(done: Committed) -> Outcome:

@@ -65,7 +65,10 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
         audit = PostgresAudit(engine)
         source: MetricSource = NoMetrics()
         if settings.prometheus_url is not None:
-            source = PrometheusSource(settings.prometheus_url, scrape_interval=settings.scrape_interval)
+            try:
+                source = PrometheusSource(settings.prometheus_url, scrape_interval=settings.scrape_interval)
+            except ValueError as exc:
+                raise SettingsError(f"PENSTOCK_PROMETHEUS_URL: {exc}") from exc
         ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=source)
         notifier: Notifier = LogNotifier()
         if settings.slack_token:

@@ -1,8 +1,7 @@
 """
 The `approve` flow: the form with which a person says yes to the next phase.
 
-Prefect's open-source server authenticates nobody, so the name and group are what the form says; the audit row says that they came
-through Prefect. Its one rule: it approves and moves nothing; the next gate check judges once more and then advances.
+Prefect's open-source server authenticates nobody, so the name and group are what the form says. Its one rule: it approves and moves nothing; the next gate check judges once more and then advances.
 """
 
 from prefect import flow, get_run_logger

@@ -26,7 +26,7 @@ def known_models(url: str) -> frozenset[str]:
         with httpx.Client(timeout=TIMEOUT_S, trust_env=False) as client:
             answer = client.get(address)
         names = [m["id"] for m in answer.raise_for_status().json()["data"]]
-    except httpx.HTTPError as exc:
+    except (httpx.HTTPError, httpx.InvalidURL) as exc:
         raise Unavailable(f"the router at {address} cannot be asked for its models: {str(exc) or type(exc).__name__}") from exc
     except (ValueError, KeyError, TypeError) as exc:
         raise Unavailable(f"the router at {address} answered something else than a list of models") from exc

@@ -36,6 +36,7 @@ _COMMANDS = {
     "audit": ("controller.cli.audit:audit", "The audit log as a whole: verify."),
     "lint": ("controller.cli.checks:lint", "Check a rollout.yaml: every problem with file, line and column."),
     "tick": ("controller.cli.checks:tick", "One gate check, without Prefect."),
+    "judge": ("controller.cli.checks:judge", "Judge recorded or generated traffic: JSON lines in, a decision a line out."),
     "guard": ("controller.cli.run:guard", "The loop that looks every few seconds and only lowers; delivers notices."),
     "serve": ("controller.cli.run:serve", "The HTTP door: flags for routers at /flags/v1, health."),
     "router": ("controller.cli.run:router", "The model router, the data plane."),
@@ -71,6 +72,7 @@ def run(argv: list[str]) -> int:
 
 
 def _failed(exc: Exception) -> int:
+    from controller.adapters.postgres.errors import BadDatabaseUrl, DatabaseProblem
     from controller.commands import CommandRefused
     from controller.core.rollout import LogError
     from controller.ports import PortError
@@ -78,7 +80,9 @@ def _failed(exc: Exception) -> int:
     from services.errors import ServiceError
     from specfile import SpecError
 
-    if not isinstance(exc, CommandRefused | LogError | PortError | SettingsError | ServiceError | SpecError):
+    if not isinstance(
+        exc, BadDatabaseUrl | DatabaseProblem | CommandRefused | LogError | PortError | SettingsError | ServiceError | SpecError
+    ):
         raise exc
     print(f"penstock: {exc}" if not isinstance(exc, SpecError) else str(exc), file=sys.stderr)  # noqa: T201  # the command line's voice
     return 1

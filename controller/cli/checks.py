@@ -1,4 +1,4 @@
-"""The commands that check: lint, tick, migrate, doctor."""
+"""The commands that check: lint, tick, migrate, doctor, judge."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -172,3 +172,19 @@ def _slack(settings: Settings) -> str:
     from controller.adapters.slack import check_token
 
     return check_token(settings.slack_token, base_url=settings.slack_api_url)
+
+
+def judge(
+    *,
+    evidence_required: Annotated[bool, Parameter(help="Nothing proceeds on evidence that only leans the right way")] = False,
+) -> int:
+    """
+    Judge rollouts from cumulative counters: one JSON object a line on stdin, one decision a line on stdout.
+
+    The statistics stay valid however often one looks. The live gates of this release do not use them yet.
+    """
+    import sys
+
+    from controller.judge import main
+
+    return main(sys.stdin, sys.stdout, evidence_required=evidence_required)

@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from controller.cli.output import Output, print_json, print_rows
-from controller.settings import load
+from controller.settings import SettingsError, load
 from flagspec import flag_to_json
 
 flags = App(name="flags", help="The flags themselves: list, kill, unkill.")
@@ -48,6 +48,8 @@ def _switch(key: str, killed: bool, reason: str, environment: str, actor: str | 
     from controller.wiring import open_flags
 
     settings = load()
+    if not reason.strip():
+        raise SettingsError("--reason: say why; it goes into the flag's history")
     with open_flags(settings) as store:
         flag = store.set_killed(environment, key, killed, actor=actor or settings.actor, reason=reason)
     if output == "json":

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.live import Live
@@ -17,7 +17,7 @@ from controller.cli.at_rest import readable
 from controller.cli.output import Output, console, errors, print_json, print_rows
 from controller.cli.screen import screen
 from controller.core.gates import pct
-from controller.core.rollout import Rollout, replay
+from controller.core.rollout import LogError, Rollout, replay
 from controller.ports import Ports, UnknownRollout
 from controller.settings import Settings, load
 from controller.spec import read
@@ -47,10 +47,12 @@ def log_opened() -> Iterator[Ports]:
 
 def resolve(ports: Ports, rollout_id: str) -> str:
     """The one rollout whose id is, or begins with, what was typed. Raises UnknownRollout."""
-    known = ports.index.known(1000)
-    if rollout_id in known:
+    try:
+        ports.audit.entries(rollout_id)
         return rollout_id
-    found = [i for i in known if i.startswith(rollout_id)]
+    except UnknownRollout:
+        pass
+    found = sorted({i for i in (*ports.index.active(), *ports.index.known(1000)) if i.startswith(rollout_id)})
     if len(found) == 1:
         return found[0]
     if not found:
@@ -96,7 +98,7 @@ def list_(
     """Rollouts, newest first."""
     with log_opened() as ports:
         ids = ports.index.known(100) if all_ else list(reversed(ports.index.active()))
-        rows = [describe.summary(replay(ports.audit.entries(i))) for i in ids]
+        rows = [_listed(ports, i) for i in ids]
     if not rows and output == "table":
         errors.print("no rollouts" if all_ else "no active rollouts; --all shows those that have ended")
         return 0
@@ -104,6 +106,14 @@ def list_(
         rows, ("rollout_id", "standing", "candidate", "environment", "flag", "exposed_requests", "opened_at", "opened_by"), output
     )
     return 0
+
+
+def _listed(ports: Ports, rollout_id: str) -> dict[str, Any]:
+    """One rollout's summary; a log that cannot be read is said in its place, and the others are still listed."""
+    try:
+        return describe.summary(replay(ports.audit.entries(rollout_id)))
+    except LogError as exc:
+        return {"rollout_id": rollout_id, "state": "broken", "standing": f"the log contradicts itself: {exc}"}
 
 
 def get(

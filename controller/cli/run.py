@@ -79,6 +79,8 @@ def guard(
             pause = parse_duration(every)
         except ValueError as exc:
             raise SettingsError(f"--every: {exc}") from exc
+        if not timedelta(0) < pause <= timedelta(days=1):
+            raise SettingsError(f"--every: {every!r} is not within 0s..1d (0s excluded)")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -53,7 +53,7 @@ def run(settings: Settings, listen: str) -> int:
         SettingsError: no database, or an address that cannot be listened on.
     """
     host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise SettingsError(f"listen: {listen!r} is not an address to listen on (write 127.0.0.1:8420)")
     with open_flag_source(settings) as (source, switch):
         hub = FlagHub(source, switch)

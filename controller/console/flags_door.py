@@ -206,7 +206,7 @@ async def _body(request: Request) -> dict[str, Any]:
 
 def _words(body: dict[str, Any], name: str) -> str:
     value = body.get(name)
-    if not isinstance(value, str) or not value.strip() or len(value) > 1000:
+    if not isinstance(value, str) or not value.strip() or len(value) > 1000 or "\0" in value:
         raise _Refused(400, name, f"{name}: 1 to 1000 characters are needed, got {str(value)[:40]!r}")
     return value.strip()
 

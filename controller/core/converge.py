@@ -85,7 +85,7 @@ def converge(rollout: Rollout, flag: RouteFlag | None) -> Convergence:
     """
     carried = "" if flag is None else flag.decision_id
     if isinstance(rollout.state, Moving):
-        return _settle(rollout.state, carried, flag)
+        return _settle(rollout, rollout.state, carried, flag)
     if flag is not None and flag.killed:
         return Killed()
     if rollout.applied == "" and carried != "" and carried.startswith(f"{rollout.id}."):
@@ -93,23 +93,44 @@ def converge(rollout: Rollout, flag: RouteFlag | None) -> Convergence:
     elif rollout.applied == "":
         return InStep()  # not touched yet: what it carries is the business of whoever came before (checked at the start)
     if carried == rollout.applied and seen(flag) == rollout.weights:
-        return InStep()
-    if seen(flag) == NOTHING and carried.startswith(f"{rollout.id}.") and carried.endswith((".roll_back", ".abort")):
+        return (
+            InStep()
+            if flag is None or _is_ours(rollout, flag)
+            else _drift(rollout, "sends users to something else than the plan's models")
+        )
+    if _lowered_unrecorded(rollout, carried, flag):
         return UnrecordedLowering(decision_id=carried)
     by = f"decision {carried!r}" if carried else "nobody we know"
-    return Drift(
-        expected=rollout.weights,
-        text=f"the flag is at {_words(seen(flag))} by {by}, the log says {_words(rollout.weights)} by {rollout.applied!r}",
-    )
+    return _drift(rollout, f"is at {_words(seen(flag))} by {by}, the log says {_words(rollout.weights)} by {rollout.applied!r}")
 
 
-def _settle(moving: Moving, carried: str, flag: RouteFlag | None) -> Convergence:
+def salt_of(rollout: Rollout) -> str:
+    """One salt a rollout: the users who went first last time are not the ones who go first this time."""
+    return f"{rollout.plan.flag}/{rollout.id}"
+
+
+def _is_ours(rollout: Rollout, flag: RouteFlag) -> bool:
+    plan = rollout.plan
+    return (flag.control, flag.candidate, flag.salt, flag.unit) == (plan.baseline, plan.candidate, salt_of(rollout), plan.unit)
+
+
+def _drift(rollout: Rollout, what: str) -> Drift:
+    return Drift(expected=rollout.weights, text=f"the flag {what}")
+
+
+def _lowered_unrecorded(rollout: Rollout, carried: str, flag: RouteFlag | None) -> bool:
+    """A decision of this rollout brought the flag to 0 while no row could be written."""
+    return seen(flag) == NOTHING and carried.startswith(f"{rollout.id}.") and carried.endswith((".roll_back", ".abort"))
+
+
+def _settle(rollout: Rollout, moving: Moving, carried: str, flag: RouteFlag | None) -> Convergence:
     killed = flag is not None and flag.killed
     if carried == moving.decision_id and seen(flag) == moving.weights and not (killed and not lowers(moving.decision)):
         return Landed()
     if lowers(moving.decision):
         return FinishLowering()
-    return GiveUpRaise(fenced=carried == fence_id(moving.decision_id))
+    # A lowering that no row tells of has fenced the raise as well; it is recorded after the raise was given up.
+    return GiveUpRaise(fenced=carried == fence_id(moving.decision_id) or _lowered_unrecorded(rollout, carried, flag))
 
 
 def _words(weights: Weights) -> str:

@@ -29,6 +29,7 @@ class Why(StrEnum):
     AWAITING_APPROVAL = "awaiting_approval"
     PAUSED = "paused"
     GUARD_ONLY = "guard_only"
+    SETTLING = "settling"
     BY_PERSON = "by_person"
 
 

@@ -29,6 +29,7 @@ SCOPE = Scope(
     environment="production",
     flag="chat-model",
     arm="candidate",
+    recent=timedelta(minutes=15),
     since=AT - timedelta(minutes=10),
     opened_at=AT - timedelta(hours=2),
     at=AT,
@@ -412,7 +413,15 @@ def test_a_comparison_without_a_baseline_has_none() -> None:
 @pytest.mark.parametrize("seconds", [59.9, 0.0, -30.0])
 def test_a_window_of_fewer_than_four_scrapes_is_no_data_and_asks_nothing(seconds: float) -> None:
     since = AT - timedelta(seconds=seconds)
-    scope = Scope(environment="production", flag="chat-model", arm="candidate", since=since, opened_at=since, at=AT)
+    scope = Scope(
+        environment="production",
+        flag="chat-model",
+        arm="candidate",
+        recent=timedelta(minutes=15),
+        since=since,
+        opened_at=since,
+        at=AT,
+    )
     with fault_server(healthy) as server:
         measured = PrometheusSource(server.url).measure([ERRORS, FALLBACK], scope)
     assert all(isinstance(m, NoData) and "window shorter than four scrapes" in m.reason for m in measured.measurements)
@@ -434,7 +443,7 @@ def test_a_window_of_fewer_than_four_scrapes_is_no_data_and_asks_nothing(seconds
 )
 def test_a_name_that_is_none_is_never_asked_with(changed: dict[str, str], reason: str) -> None:
     parts = {"environment": "production", "flag": "chat-model", "arm": "candidate"} | changed
-    scope = Scope(**parts, since=SCOPE.since, opened_at=SCOPE.opened_at, at=AT)
+    scope = Scope(**parts, recent=timedelta(minutes=15), since=SCOPE.since, opened_at=SCOPE.opened_at, at=AT)
     with fault_server(healthy) as server:
         measured = PrometheusSource(server.url).measure([ERRORS], scope)
     assert failed(measured.measurements[0]).reason.startswith(reason)

@@ -134,7 +134,15 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
             found = seen.measurements[0]
             return found.candidate.total if isinstance(found, Sampled) and isinstance(found.candidate, Counts) else None
 
-        begin = Scope(environment="production", flag="chat", arm="candidate", since=now(), opened_at=now(), at=now())
+        begin = Scope(
+            environment="production",
+            flag="chat",
+            arm="candidate",
+            recent=timedelta(minutes=15),
+            since=now(),
+            opened_at=now(),
+            at=now(),
+        )
         until(lambda: fallbacks(begin) == 0.0)
         since = now()
         # Enough zero samples inside the window that the series which will vanish have an increase.
@@ -144,7 +152,15 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
         until(lambda: (fallbacks(begin) or 0.0) > 0.9)
         # Past the age at which the vanished candidate still counts as fresh, and past the four scrapes that a window needs.
         time.sleep(1.0 + 2 * SCRAPE.total_seconds())
-        chat = Scope(environment="production", flag="chat", arm="candidate", since=since, opened_at=begin.opened_at, at=now())
+        chat = Scope(
+            environment="production",
+            flag="chat",
+            arm="candidate",
+            recent=timedelta(minutes=15),
+            since=since,
+            opened_at=begin.opened_at,
+            at=now(),
+        )
         yield Told(source=source, chat=chat, silent=replace(chat, flag="silent"), gone=replace(chat, flag="gone"))
     web.shutdown()
     web.server_close()

@@ -52,7 +52,7 @@ def flag(weight: int, by: str, *, killed: bool = False) -> RouteFlag:
         revision=9,
         control=Variant(model="old"),
         candidate=Variant(model="new"),
-        salt="s",
+        salt="chat/chat-1",
         weight=weight,
         decision_id=by,
         killed=killed,

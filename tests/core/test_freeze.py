@@ -36,7 +36,14 @@ def test_a_span_holds_from_its_first_instant_to_before_its_last() -> None:
     ("freeze", "says"),
     [
         (FreezeRule(name="x", rrule="FREQ=WEEKLY", timezone="Europe/Atlantis"), "Europe/Atlantis"),
-        (FreezeRule(name="x", rrule="FREQ=SOMETIMES", timezone="UTC"), "FREQ=SOMETIMES"),
+        (FreezeRule(name="x", rrule="FREQ=SOMETIMES;BYDAY=MO", timezone="UTC"), "FREQ=SOMETIMES"),
+        (FreezeRule(name="x", rrule="FREQ=WEEKLY;INTERVAL=2;BYDAY=SA", timezone="UTC"), "INTERVAL count from a first day"),
+        (FreezeRule(name="x", rrule="FREQ=DAILY;COUNT=5", timezone="UTC"), "COUNT"),
+        (FreezeRule(name="x", rrule="FREQ=DAILY", timezone="UTC"), "say which days"),
+        (FreezeRule(name="x", rrule="FREQ=WEEKLY;BYMONTH=12", timezone="UTC"), "BYDAY"),
+        (FreezeRule(name="x", rrule="FREQ=YEARLY;BYMONTH=12", timezone="UTC"), "BYMONTHDAY"),
+        (FreezeRule(name="x", rrule="FREQ=MINUTELY;BYDAY=MO", timezone="UTC"), "whole days"),
+        (FreezeRule(name="x", rrule="DTSTART:20260101T000000Z\nRRULE:FREQ=DAILY;BYDAY=MO", timezone="UTC"), "only a recurrence"),
         (FreezeSpan(name="x", starts=datetime(2026, 2, 1), ends=datetime(2026, 1, 1), timezone="UTC"), "before it starts"),  # noqa: DTZ001
     ],
 )

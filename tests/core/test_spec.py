@@ -103,6 +103,8 @@ def test_comparisons_and_silence_end_where_no_baseline_is_left() -> None:
         ("guard_every: 15s", "guard_every: 1h", "1h, min", "longer than gates.every"),
         ("max_increase: 15%", "max_increase: -15%", "-15%", "negative"),
         ("kind: Rollout", "kind: Rolout", "Rolout", "Rollout"),
+        ("bake: 1h}\n  - {name: canary", "bake: 3000000d}\n  - {name: canary", "3000000d", "longer than a rollout can last"),
+        ("every: 15m", "every: 400d", "400d", "longer than a rollout can last"),
     ],
 )
 def test_a_mistake_is_told_with_its_line_and_column(old: str, new: str, points_at: str, says: str) -> None:

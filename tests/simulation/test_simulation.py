@@ -4,8 +4,10 @@ The controller in an invented world: time, crashes, outages of every port, forei
 The witness (`World.witness`) checks every write that reaches the flag; the rules below check what must hold between looks.
 """
 
+from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,6 +17,8 @@ from controller.core.decision import Why
 from controller.core.notice import Level
 from controller.core.plan import OnDrift
 from controller.core.rollout import Applied, AwaitingApproval, Decided, Moving, Paused, RolledBack, replay
+from controller.tick import tick
+from flagspec import Variant
 from tests.simulation.world import EVERY, START, Fault, Truth, World, a_plan
 
 # What ends a rollout at once is rare, or no rollout would get far enough to show anything.
@@ -271,3 +275,78 @@ def test_a_stranger_who_raises_the_flag_stops_the_rollout_until_a_person_resumes
     world.command(lambda p: commands.resume(world.rollout_id, p, actor="amir", reason="was me"))
     flag = world.flag()
     assert flag is not None and flag.weight == 5_000
+
+
+def test_a_breach_is_lowered_while_a_raise_is_on_its_way_and_the_log_cannot_be_written() -> None:
+    world = World()
+    world.open(a_plan())
+    for _ in range(3):
+        world.now += EVERY
+        world.look(may_raise=True)
+    world.now += EVERY
+    # entries, read, append Decided, write the flag; then the disk is full and stays so
+    world.faults = [Fault.NONE, Fault.NONE, Fault.NONE, Fault.NONE, Fault.FAIL_BEFORE]
+    assert world.look(may_raise=True) == "failed"
+    flag = world.flag()
+    assert flag is not None and flag.weight == 5_000
+    world.truth = Truth.BAD
+    world.faults = [Fault.NONE, Fault.NONE, Fault.FAIL_BEFORE]  # entries, read, append Applied
+    assert world.look(may_raise=False) == "unrecorded"
+    flag = world.flag()
+    assert flag is not None and flag.weight == 0
+    world.look(may_raise=False)
+    state = replay(world.audit.rows[world.rollout_id]).state
+    assert isinstance(state, RolledBack) and state.why is Why.UNRECORDED_LOWERING
+
+
+def test_a_person_rolls_back_while_a_raise_is_on_its_way_and_the_log_cannot_be_written() -> None:
+    world = World()
+    world.open(a_plan())
+    for _ in range(3):
+        world.now += EVERY
+        world.look(may_raise=True)
+    world.now += EVERY
+    world.faults = [Fault.NONE, Fault.NONE, Fault.NONE, Fault.NONE, Fault.FAIL_BEFORE]
+    world.look(may_raise=True)
+    world.faults = [Fault.NONE, Fault.NONE, Fault.FAIL_BEFORE]
+    assert world.command(lambda p: commands.roll_back(world.rollout_id, p, actor="amir", reason="now")) == "failed"
+    flag = world.flag()
+    assert flag is not None and flag.weight == 0
+    world.look(may_raise=False)
+    assert isinstance(replay(world.audit.rows[world.rollout_id]).state, RolledBack)
+
+
+def test_a_controller_that_sleeps_between_measuring_and_deciding_does_not_raise_on_old_evidence() -> None:
+    world = World()
+    world.open(a_plan())
+    world.now += EVERY
+    world.look(may_raise=True)
+    world.now += 4 * EVERY
+    world.faults = [Fault.NONE, Fault.NONE, Fault.FROZEN_FOR_AN_HOUR]  # entries, read, append Decided
+    assert world.look(may_raise=True) == "lost_race"
+    flag = world.flag()
+    assert flag is not None and flag.weight == 0
+
+
+def test_a_dry_run_writes_nothing_even_when_a_change_is_on_its_way() -> None:
+    world = World()
+    world.open(a_plan())
+    world.now += EVERY
+    world.faults = [Fault.NONE, Fault.NONE, Fault.NONE, Fault.CRASH_BEFORE]
+    world.look(may_raise=True)
+    world.faults = []
+    before = (len(world.audit.rows[world.rollout_id]), world.flag())
+    seen = tick(world.rollout_id, world.ports(), world.now, may_raise=True, force=True, dry_run=True)
+    assert seen.decision is not None and seen.decision.why is Why.SETTLING
+    assert (len(world.audit.rows[world.rollout_id]), world.flag()) == before
+
+
+def test_a_baseline_that_nobody_is_served_by_cannot_become_everybodys_without_a_gate() -> None:
+    world = World()
+    world.open(a_plan())
+    world.now += EVERY
+    world.look(may_raise=True)
+    commands.abort(world.rollout_id, world.ports(), actor="amir", reason="enough")
+    other = replace(a_plan(), name="other", baseline=Variant(model="unheard-of"))
+    with pytest.raises(commands.CommandRefused, match="serves old to everybody, but the plan's baseline is unheard-of"):
+        commands.start(other, "d", world.ports(), actor="rita", key="2")

@@ -83,6 +83,8 @@ class PostgresFlags:
         """
         if not killed and not (actor.strip() and reason.strip()):
             raise ValueError(f"un-killing flag {key!r} needs an actor and a reason, got {actor!r} and {reason!r}")
+        # Postgres' text holds no NUL, and nothing in a name may keep a kill from landing.
+        actor = actor.replace("\0", "")
         values: dict[str, Any] = {"killed": killed, "decision_id": f"person:{actor}"}
         statement = update(flags).where(_is(environment, key))
         if not killed:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from datetime import timedelta
 
+import structlog
 from sqlalchemy import Engine, and_, func, literal, not_, select, update
 
 from controller.adapters.postgres.errors import translated
@@ -23,6 +24,8 @@ BACKOFF_S = (2.0, 300.0)
 """First and longest pause after a failure; doubled by each failure in a row."""
 
 _ERROR_CHARS = 500
+
+log = structlog.get_logger("penstock.outbox")
 
 
 class PostgresOutbox:
@@ -64,7 +67,21 @@ class PostgresOutbox:
         )
         with translated(AuditUnavailable, "reading the outbox"), self._engine.begin() as connection:
             rows = connection.execute(take).all()
-        return [self._letter(row.id, row.notice) for row in sorted(rows, key=lambda r: int(r.id))]
+        letters = []
+        for row in sorted(rows, key=lambda r: int(r.id)):
+            try:
+                letters.append(Letter(id=row.id, notice=notice_from_json(json.loads(row.notice))))
+            except CodecError as exc:
+                self._set_aside(row.id, str(exc))
+        return letters
+
+    def _set_aside(self, letter_id: int, reason: str) -> None:
+        """A letter that this release cannot read must not stand before all others for ever; it stays in the table, refused."""
+        log.error("letter_unreadable", letter_id=letter_id, error=reason)
+        with translated(AuditUnavailable, f"setting letter {letter_id} aside"), self._engine.begin() as connection:
+            connection.execute(
+                update(outbox).where(outbox.c.id == letter_id).values(refused=True, last_error=reason[:_ERROR_CHARS])
+            )
 
     def done(self, letter: Letter) -> None:
         """Raises AuditUnavailable: it may be handed out again."""
@@ -97,10 +114,3 @@ class PostgresOutbox:
         with translated(AuditUnavailable, "counting the outbox"), self._engine.connect() as connection:
             count = select(func.count()).select_from(outbox).where(outbox.c.delivered_at.is_(None), not_(outbox.c.refused))
             return int(connection.scalar(count) or 0)
-
-    @staticmethod
-    def _letter(letter_id: int, notice: str) -> Letter:
-        try:
-            return Letter(id=letter_id, notice=notice_from_json(json.loads(notice)))
-        except CodecError as exc:
-            raise AuditUnavailable(f"letter {letter_id} cannot be read by this release: {exc}") from exc

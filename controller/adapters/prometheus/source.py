@@ -141,7 +141,9 @@ class PrometheusSource:
             case AtLeast() | AtMost():
                 return _Asked(queries=(of(gate.indicator),), read=_occurrences)
             case Silence():
-                return _Asked(queries=(of("requests"), fresh()), read=lambda a: _reports(a, arms))
+                recent = min(window_ms, max(_ms(scope.recent), SCRAPES_MIN * self._scrape_ms))
+                asked = self._profile.promql("requests", scope, window_ms=recent, where=gate.where)
+                return _Asked(queries=(asked, fresh()), read=lambda a: _reports(a, arms))
             case _:
                 assert_never(gate)
 

@@ -6,11 +6,10 @@ order within a rollout. A letter is marked done only after the notifier took it,
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from controller.core.notice import Level
-from controller.ports import Letter, Notifier, NotifierRefused, NotifierUnavailable, Outbox
+from controller.ports import Notifier, NotifierRefused, NotifierUnavailable, Outbox
 
 PAUSE_S = 1.2
 """Between two letters to one channel: Slack takes about one message a second (docs.slack.dev/apis/web-api/rate-limits)."""
@@ -31,13 +30,11 @@ class Delivered:
         sent: Taken by the notifier.
         failed: To be tried again.
         refused: Never to be tried again.
-        merged: Done without being sent, because a later letter of the same rollout says it anew.
     """
 
     sent: int = 0
     failed: int = 0
     refused: int = 0
-    merged: int = 0
 
 
 @dataclass(slots=True)
@@ -77,19 +74,13 @@ def deliver(outbox: Outbox, notifier: Notifier, limit: int = 20, *, pace: Pace |
         AuditUnavailable: the outbox cannot be read or written. What was sent but not marked comes again; notifiers know it by its id.
     """
     pace = pace or Pace()
-    sent = failed = refused = merged = 0
+    sent = failed = refused = 0
     waiting: set[str] = set()
     began_s = pace.clock()
-    letters = outbox.due(limit)
-    superseded = _superseded(letters)
-    for letter in letters:
+    for letter in outbox.due(limit):
         if pace.clock() - began_s > ROUND_MAX_S:
             break
         if letter.notice.rollout_id in waiting:
-            continue
-        if letter.id in superseded:
-            outbox.done(letter)
-            merged += 1
             continue
         pace.wait(letter.notice.channel)
         try:
@@ -107,12 +98,4 @@ def deliver(outbox: Outbox, notifier: Notifier, limit: int = 20, *, pace: Pace |
         else:
             outbox.done(letter)
             sent += 1
-    return Delivered(sent=sent, failed=failed, refused=refused, merged=merged)
-
-
-def _superseded(letters: Sequence[Letter]) -> set[int]:
-    """INFO letters that a later one of their rollout follows: every letter refreshes the rollout's message, so the last one is enough."""
-    newest: dict[str, int] = {}
-    for letter in letters:
-        newest[letter.notice.rollout_id] = letter.id
-    return {x.id for x in letters if x.notice.level is Level.INFO and newest[x.notice.rollout_id] != x.id}
+    return Delivered(sent=sent, failed=failed, refused=refused)

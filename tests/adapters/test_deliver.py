@@ -1,4 +1,4 @@
-"""The outbox, emptied: order, coalescing, pacing, and what becomes of a letter that was not taken."""
+"""The outbox, emptied: order, pacing, and what becomes of a letter that was not taken."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,25 +90,6 @@ def test_letters_go_out_in_order_and_are_done() -> None:
 def test_no_more_than_the_limit_goes_out_in_a_round() -> None:
     box, who = Box([letter(i, f"r{i}") for i in range(5)]), Somebody()
     assert run(box, who, limit=2) == Delivered(sent=2)
-
-
-def test_of_several_refreshes_of_one_rollout_only_the_last_is_sent() -> None:
-    box = Box(
-        [letter(1, level=Level.INFO), letter(2, "r2", Level.INFO), letter(3, level=Level.INFO), letter(4, level=Level.INFO)]
-    )
-    who = Somebody()
-    assert run(box, who) == Delivered(sent=2, merged=2)
-    assert who.seen == [2, 4]
-    assert box.finished == [1, 2, 3, 4]
-
-
-def test_news_is_never_merged_and_a_refresh_before_it_is() -> None:
-    box, who = (
-        Box([letter(1, level=Level.INFO), letter(2), letter(3, level=Level.ALARM), letter(4, level=Level.INFO)]),
-        Somebody(),
-    )
-    assert run(box, who) == Delivered(sent=3, merged=1)
-    assert who.seen == [2, 3, 4]
 
 
 def test_a_letter_that_failed_is_not_overtaken_by_its_rollouts_next_one() -> None:

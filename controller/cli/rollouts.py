@@ -3,7 +3,7 @@
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -223,33 +223,28 @@ def approve(
 
 def pause(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
     """Raise nothing until resumed; lowering stays armed."""
-    with opened() as (controller, settings):
-        name = resolve(controller.ports, rollout_id)
-        _say(commands.pause(name, controller.ports, actor=actor or settings.actor, reason=reason), controller.ports, output)
-    return 0
+    return _act(commands.pause, rollout_id, reason, actor, output)
 
 
 def resume(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
     """Let a paused rollout go on; its weight is set again and its phase bakes anew."""
-    with opened() as (controller, settings):
-        name = resolve(controller.ports, rollout_id)
-        _say(commands.resume(name, controller.ports, actor=actor or settings.actor, reason=reason), controller.ports, output)
-    return 0
+    return _act(commands.resume, rollout_id, reason, actor, output)
 
 
 def rollback(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
     """Bring the candidate back to 0% now, because of the candidate."""
-    with opened() as (controller, settings):
-        name = resolve(controller.ports, rollout_id)
-        _say(commands.roll_back(name, controller.ports, actor=actor or settings.actor, reason=reason), controller.ports, output)
-    return 0
+    return _act(commands.roll_back, rollout_id, reason, actor, output)
 
 
 def abort(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
     """Call the rollout off, whatever the candidate is like; 0% now."""
+    return _act(commands.abort, rollout_id, reason, actor, output)
+
+
+def _act(act: Callable[..., Rollout], rollout_id: str, reason: str, actor: str | None, output: str) -> int:
     with opened() as (controller, settings):
         name = resolve(controller.ports, rollout_id)
-        _say(commands.abort(name, controller.ports, actor=actor or settings.actor, reason=reason), controller.ports, output)
+        _say(act(name, controller.ports, actor=actor or settings.actor, reason=reason), controller.ports, output)
     return 0
 
 

@@ -58,8 +58,7 @@ def test_shows_a_hold_once_and_not_at_every_look(world: World) -> None:
         world.later(minutes=15).run("gate-check")
     assert [a.description for a in world.artifacts(rollout_id)] == [
         "Advance to canary-5 5%: start with canary-5 at 5%",
-        "Hold (not enough evidence): error-rate: no data: nothing was put into the in-memory source; "
-        "candidate-reports: no data: nothing was put into the in-memory source",
+        "Hold (not enough evidence): error-rate: no data: nothing was put into the in-memory source (and 1 more)",
     ]
 
 

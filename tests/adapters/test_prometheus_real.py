@@ -19,16 +19,9 @@ from controller.core.histogram import above
 from controller.core.measurement import Counts, Histogram, Measurement, Moments, NoData, QueryFailed, Sampled
 from controller.core.plan import AtLeast, AtMost, MeanIncrease, QuantileIncrease, QuantileLimit, RateLimit, Silence
 from controller.ports import Scope
-from services.errors import ServiceMissing
-from services.prometheus import PrometheusServer, find_prometheus
+from services.prometheus import PrometheusServer
 
-try:
-    find_prometheus()
-    missing = False
-except ServiceMissing:
-    missing = True
-
-pytestmark = [pytest.mark.services, pytest.mark.skipif(missing, reason="prometheus is not installed"), pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(90)]
 
 SCRAPE = timedelta(milliseconds=250)
 EDGES = (0.5, 1.0, 3.0, 10.0)

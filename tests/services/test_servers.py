@@ -14,13 +14,7 @@ from services.errors import ServiceDirectoryInUse, ServiceError, ServiceFailed, 
 from services.postgres import EmbeddedPostgres
 from services.prometheus import BINARY_ENV, PrometheusServer, find_prometheus
 
-try:
-    find_prometheus()
-    has_prometheus = True
-except ServiceMissing:
-    has_prometheus = False
-
-needs_prometheus = pytest.mark.skipif(not has_prometheus, reason="prometheus is not installed")
+needs_prometheus = pytest.mark.services
 
 
 @pytest.fixture(scope="module")

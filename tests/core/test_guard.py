@@ -8,7 +8,7 @@ from controller.core.plan import Gate
 from controller.core.rollout import Entry, LogError, replay
 from controller.guard import guard
 from controller.ports import Measured, Ports, Scope
-from tests.simulation.world import EVERY, Truth, World, a_plan
+from tests.simulation.world import Truth, World, a_plan
 
 
 class Rounds(threading.Event):
@@ -29,9 +29,7 @@ class Rounds(threading.Event):
 def world_with_a_canary() -> World:
     world = World()
     world.open(a_plan())
-    for _ in range(5):
-        world.now += EVERY
-        world.look(may_raise=True)
+    world.quarters(5)
     flag = world.flag()
     assert flag is not None and flag.weight == 5_000
     return world

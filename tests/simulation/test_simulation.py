@@ -178,8 +178,7 @@ def test_after_any_faults_a_good_candidate_is_still_promoted_once_the_faults_end
         world.faults = []
         world.open(a_plan())
     for _ in range(120):
-        world.now += EVERY
-        world.look(may_raise=True)
+        world.quarters(1)
         for person in ("amir", "bea"):
             world.command(lambda p, who=person: commands.approve(world.rollout_id, p, actor=who, groups=("managers",)))  # type: ignore[misc]
     rollout = replay(world.audit.rows[world.rollout_id])
@@ -225,9 +224,7 @@ def test_a_controller_that_sleeps_between_decision_and_write_does_not_raise_on_o
 def test_a_breach_lowers_the_flag_even_when_the_audit_log_cannot_be_written_and_the_next_look_records_it() -> None:
     world = World()
     world.open(a_plan())
-    for _ in range(5):
-        world.now += EVERY
-        world.look(may_raise=True)
+    world.quarters(5)
     flag = world.flag()
     assert flag is not None and flag.weight == 5_000
     world.truth = Truth.BAD
@@ -264,9 +261,7 @@ def test_an_approval_that_has_expired_does_not_count() -> None:
 def test_a_stranger_who_raises_the_flag_stops_the_rollout_until_a_person_resumes() -> None:
     world = World()
     world.open(a_plan())
-    for _ in range(5):
-        world.now += EVERY
-        world.look(may_raise=True)
+    world.quarters(5)
     world.stranger(90_000)
     world.now += EVERY
     world.look(may_raise=True)
@@ -280,9 +275,7 @@ def test_a_stranger_who_raises_the_flag_stops_the_rollout_until_a_person_resumes
 def test_a_breach_is_lowered_while_a_raise_is_on_its_way_and_the_log_cannot_be_written() -> None:
     world = World()
     world.open(a_plan())
-    for _ in range(3):
-        world.now += EVERY
-        world.look(may_raise=True)
+    world.quarters(3)
     world.now += EVERY
     # entries, read, append Decided, write the flag; then the disk is full and stays so
     world.faults = [Fault.NONE, Fault.NONE, Fault.NONE, Fault.NONE, Fault.FAIL_BEFORE]
@@ -302,9 +295,7 @@ def test_a_breach_is_lowered_while_a_raise_is_on_its_way_and_the_log_cannot_be_w
 def test_a_person_rolls_back_while_a_raise_is_on_its_way_and_the_log_cannot_be_written() -> None:
     world = World()
     world.open(a_plan())
-    for _ in range(3):
-        world.now += EVERY
-        world.look(may_raise=True)
+    world.quarters(3)
     world.now += EVERY
     world.faults = [Fault.NONE, Fault.NONE, Fault.NONE, Fault.NONE, Fault.FAIL_BEFORE]
     world.look(may_raise=True)

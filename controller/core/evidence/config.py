@@ -5,6 +5,7 @@ It stands before everything else in the package. Its one rule: a contradiction (
 budgets that add up to more than was promised) is a ValueError here and can never become a number later.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -130,7 +131,7 @@ class Rung:
             well. Above 1 a burst of one arm on top of a burst of both is no catastrophe.
         alpha: Share of the false-rollback budget.
         cap_nats: Most log-evidence that one block may add, so that one burst cannot decide.
-        block: Scrapes in a block.
+        block: Length of a block, in quarters of the engine's `block_s`.
         every: Blocks between fresh starts that are mixed in.
         at_once: Part of a phase's starts that begin with it; small where a quiet minute leaves nothing of an earlier start.
         ratios: Effect sizes beyond the margin that the mixture bets on (odds or rate ratios > 1).
@@ -199,12 +200,14 @@ class PhaseRule:
         shadow: Mirrored traffic: exposes nobody, and its evidence carries into the next phase.
         alpha: False-promotion budget of this step.
         multiple: Margins are proven times this: early phases see little traffic and risk little.
+        alone: No baseline runs beside the candidate (100 %): limits are judged by themselves.
     """
 
     name: str
     shadow: bool
     alpha: float
     multiple: float
+    alone: bool = False
 
 
 def graduated(names: tuple[str, ...], shadows: tuple[bool, ...]) -> tuple[PhaseRule, ...]:
@@ -234,6 +237,7 @@ class EngineConfig:
         gates: At least one.
         phases: In order.
         scrape_s: Seconds between scrapes.
+        block_s: Seconds of a block: what the longest usual burst lasts. Evidence of one block is capped, and proofs grow by blocks.
         rungs: Severities of a breach; their alphas sum to at most `alpha_rollback`.
         alpha_rollback: Promise for the whole rollout.
         evidence_required: Every gate needs a proof, rare events too (strict).
@@ -244,6 +248,7 @@ class EngineConfig:
     gates: tuple[Gate, ...]
     phases: tuple[PhaseRule, ...]
     scrape_s: float = 15.0
+    block_s: float = 60.0
     rungs: tuple[Rung, ...] = RUNGS
     alpha_rollback: float = 0.05
     evidence_required: bool = False
@@ -257,6 +262,8 @@ class EngineConfig:
             raise ValueError("an engine needs gates, phases and rungs")
         if len({g.name for g in self.gates}) != len(self.gates):
             raise ValueError("two gates have the same name")
+        if not 0 < self.scrape_s < math.inf or not 0 < self.block_s < math.inf:
+            raise ValueError(f"scrape_s {self.scrape_s} and block_s {self.block_s} must be positive")
         if sum(r.alpha for r in self.rungs) > self.alpha_rollback * (1 + 1e-9):
             raise ValueError(f"the rungs spend more than alpha_rollback = {self.alpha_rollback}")
         if len({len(r.ratios) for r in self.rungs}) != 1:
@@ -271,6 +278,11 @@ class EngineConfig:
                 self.column(g.amount), self.column(g.count)
             else:
                 self.histogram(g.histogram)
+
+    @property
+    def block_scrapes(self) -> float:
+        """Scrapes in a block."""
+        return self.block_s / self.scrape_s
 
     def column(self, name: str) -> int:
         """Index of a column. Raises ValueError if there is none of that name."""

@@ -19,7 +19,7 @@ from controller.core.evidence.overdispersion import PrivateNoise, prior_variance
 from controller.core.evidence.proof import Proof
 from controller.core.evidence.quantiles import Shape
 from controller.core.evidence.rates import Array
-from controller.core.evidence.reference import BLOCK_S, Reference
+from controller.core.evidence.reference import Reference
 from controller.core.evidence.streams import Streams, compile_streams
 from controller.core.evidence.verdict import Finding, Ruling, Verdict
 from controller.core.evidence.watch import Breach, Watch
@@ -64,7 +64,7 @@ class Engine:
         averages = [g for g in config.gates if isinstance(g, MeanMargin)]
         self._mean_count = np.array([config.column(g.count) for g in averages], dtype=np.intp)
         self._mean_amount = np.array([config.column(g.amount) for g in averages], dtype=np.intp)
-        self._minute = BLOCK_S / config.scrape_s
+        self._minute = config.block_scrapes
 
     def learn(self, t: float, cand: Sequence[float], base: Sequence[Sequence[float]]) -> None:
         """
@@ -88,13 +88,31 @@ class Engine:
             self.reference.learn(increments_of(usable))
         self.counters.step(t, cand, cumulative[-1])
 
+    def learn_increments(self, increments: Sequence[Sequence[float]], scrapes_each: float) -> None:
+        """
+        Baseline-only history that is in increments already.
+
+        Args:
+            increments: Oldest first, each of all columns, finite and not negative.
+            scrapes_each: Length of an increment, in scrape intervals.
+
+        Raises:
+            ValueError: Other columns, or a value that is no count.
+        """
+        table = np.asarray(increments, dtype=np.float64).reshape(len(increments), -1)
+        if not len(table):
+            return
+        if table.shape[1] != len(self.config.columns) or not (np.isfinite(table).all() and table.min() >= 0):
+            raise ValueError(f"history needs {len(self.config.columns)} finite, non-negative columns in every increment")
+        self.reference.learn(table, scrapes_each)
+
     def enter(self, phase: int) -> None:
         """A phase of the plan begins; the next scrape is its first."""
         if not 0 <= phase < len(self.config.phases):
             raise ValueError(f"no phase {phase}, the plan has {len(self.config.phases)}")
         before = self.config.phases[self.phase] if self.phase >= 0 else None
         self.proof.begin(carry=before is not None and before.shadow and phase == self.phase + 1)
-        self.watch.begin(self._starts(phase))
+        self.watch.begin(self._starts(phase), alone=self.config.phases[phase].alone)
         self.phase, self.furthest = phase, max(self.furthest, phase)
         self.reference.enter()
         self._compile()
@@ -116,7 +134,18 @@ class Engine:
         step = self.counters.step(t, cand, base)
         if isinstance(step, Problem):
             return step
-        if step is None or self.phase < 0 or self.breach is not None:
+        if step is None or self.phase < 0:
+            return self.breach
+        return self.feed(step)
+
+    def feed(self, step: Step) -> Breach | None:
+        """
+        One step that is in increments already: finite, not negative, of all columns; buckets cumulative over their edges.
+
+        Returns:
+            A breach; it stays one from then on, and later steps are not judged.
+        """
+        if self.breach is not None:
             return self.breach
         if self.streams is None or not self.streams.ready:
             self._compile()

@@ -10,14 +10,11 @@ from controller.core.evidence.config import EngineConfig, MeanMargin, RateLimit
 from controller.core.evidence.overdispersion import clustering, long_run_noise
 from controller.core.evidence.rates import Array, unlikely_at
 
-BLOCK_S = 60.0
-"""Blocks in which fluctuation is measured and promotion evidence is added, seconds."""
+RECENT_BLOCKS = 10.0
+"""Half-life of the latest distribution, blocks (ten minutes)."""
 
-RECENT_S = 600.0
-"""Half-life of the latest distribution, seconds."""
-
-HISTORY_ENOUGH_S = 3600.0
-"""With so much history the long-run rates stay fixed during the rollout; with less they go on being learned from the baseline."""
+HISTORY_ENOUGH = 60.0
+"""Blocks (an hour). With so much history the long-run rates stay fixed during the rollout; with less they go on being learned from the baseline."""
 
 RATE_UNKNOWN = 1 / 3
 """Guess of a baseline rate without history, as a part of its limit, worth half an event."""
@@ -54,21 +51,21 @@ class Reference:
         self.noise: Array = np.zeros(len(config.histograms))
         self.mean_sums: Array = np.zeros((4, len(self._means)))
         """Blocks, requests, amount, and sum of amount^2 / requests, per mean."""
-        self._decay = 0.5 ** (config.scrape_s / RECENT_S)
+        self._decay = 0.5 ** (1 / (config.block_scrapes * RECENT_BLOCKS))
 
-    def learn(self, increments: Array) -> None:
+    def learn(self, increments: Array, scrapes_each: float = 1.0) -> None:
         """
         Args:
-            increments: Of the baseline alone, shape (scrapes, columns), oldest first.
+            increments: Of the baseline alone, shape (increments, columns), oldest first.
+            scrapes_each: Length of an increment, in scrape intervals.
         """
         n = len(increments)
         if n == 0:
             return
-        self.scrapes += n
-        self.recent = self.recent * self._decay**n + (increments * (self._decay ** np.arange(n - 1, -1, -1.0))[:, None]).sum(
-            axis=0
-        )
-        per = max(round(BLOCK_S / self._config.scrape_s), 1)
+        self.scrapes += n * scrapes_each
+        decay = self._decay**scrapes_each
+        self.recent = self.recent * decay**n + (increments * (decay ** np.arange(n - 1, -1, -1.0))[:, None]).sum(axis=0)
+        per = max(round(self._config.block_scrapes / scrapes_each), 1)
         k = n // per
         blocks = increments[n - k * per :].reshape(k, per, -1).sum(axis=1)
         if k:
@@ -113,13 +110,13 @@ class Reference:
     def advance(self, base: Array, scrapes: float) -> None:
         """One scrape of the baseline's increments, after its evidence was judged."""
         self.recent = self.recent * self._decay ** min(scrapes, 1000.0) + base
-        if self.scrapes * self._config.scrape_s < HISTORY_ENOUGH_S:
+        if self.scrapes < HISTORY_ENOUGH * self._config.block_scrapes:
             self.scrapes += scrapes
             self.events += np.stack([base[self._bad], base[self._all]])
 
     def enter(self) -> None:
         """A phase begins: with little history, take over what the baseline has shown since."""
-        if self.scrapes * self._config.scrape_s < HISTORY_ENOUGH_S:
+        if self.scrapes < HISTORY_ENOUGH * self._config.block_scrapes:
             self._guess()
             self.calm_rate = self.mean_rate.copy()
 

@@ -65,6 +65,8 @@ def load(config: EngineConfig, state: dict[str, Any]) -> Engine:
         _fill(getattr(engine, part), names, state[part])
     _fill(engine.watch.wealth, WEALTH, state["wealth"])
     _fill(engine, OWN, state["engine"])
+    if engine.phase >= 0:
+        engine.watch.alone = config.phases[engine.phase].alone
     if state["breach"] is not None:
         engine.breach = Breach(**state["breach"])
     return engine

@@ -33,9 +33,6 @@ ALONE = 0.25
 GUST = 1.15
 """What the limit alone is stretched by: bursts of one arm are part of its long-run mean, but not of the limit."""
 
-MEAN_SCRAPES = 4.0
-"""Least scrapes in a block of a mean."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breach:
@@ -79,9 +76,10 @@ class Watch:
         weight = np.array([g.weight for g in self.gates])
         self.log_weight: Array = np.log(weight / weight.sum())
         self.threshold: Array = np.log(1 / np.array([r.alpha for r in rungs]))
+        quarter = config.block_scrapes / 4
         self.wealth = Wealth(
             cap=np.repeat(np.array([r.cap_nats for r in rungs]), self.rows),
-            block=np.repeat(np.array([r.block for r in rungs], dtype=np.int64), self.rows),
+            block=np.repeat(np.array([max(round(r.block * quarter), 1) for r in rungs], dtype=np.int64), self.rows),
             every=np.repeat(np.array([r.every for r in rungs], dtype=np.int64), self.rows),
             at_once=np.repeat(np.array([r.at_once for r in rungs]), self.rows),
             columns=ratios.shape[1],
@@ -91,11 +89,25 @@ class Watch:
         """Scrapes, candidate's requests and amount, baseline's requests and amount."""
         self.rate_block: Array = np.zeros((4, self.nr))
         self.rate_age = 0.0
+        self.alone = False
         self._streams: Streams | None = None
         self._relative: NDArray[np.intp] = np.zeros((0, 0), dtype=np.intp)
 
-    def begin(self, weight: float) -> None:
-        """A phase begins, with its share of the starts."""
+    def begin(self, weight: float, *, alone: bool = False) -> None:
+        """
+        A phase begins, with its share of the starts.
+
+        Args:
+            weight: Of the starts.
+            alone: No baseline runs: limits are judged by themselves. What they gathered beside a baseline, which excused shared incidents,
+                is dropped.
+        """
+        if alone and not self.alone:
+            rows = np.arange(len(self.wealth.base)) % self.rows
+            own = (rows < self.nr + self.nq) | (rows >= self.rows - self.nr)
+            self.wealth.base[own] = -np.inf
+            self.wealth.run[own] = 0.0
+        self.alone = alone
         self.wealth.begin(weight)
         self.mean_block[:] = 0
         self.rate_block[:] = 0
@@ -131,15 +143,17 @@ class Watch:
         """
         rungs = len(self._config.rungs)
         table = np.zeros((rungs, self.rows, self.ratio.shape[2]))
-        self._counts(table, counts, share, max(self._per_minute / max(scrapes, 1e-9), 1.0), reference, noise)
+        self._counts(table, counts, share, max(self._per_block / max(scrapes, 1e-9), 1.0), reference, noise)
         self._means(table, amounts, scrapes, reference)
         self._rates_alone(table, counts, scrapes, reference)
         rows = self.wealth.add(table.reshape(rungs * self.rows, -1)).reshape(rungs, self.rows)
         nr, nq = self.nr, self.nq
         a, end = nr + nq, self.rows - nr
-        self.log_e[:, :a] = np.minimum(rows[:, :a], rows[:, a : 2 * a])
+        self.log_e[:, :a] = rows[:, :a] if self.alone else np.minimum(rows[:, :a], rows[:, a : 2 * a])
         self.log_e[:, a:] = rows[:, 2 * a : end]
-        if nr:
+        if nr and self.alone:
+            self.log_e[:, :nr] = np.where(self.noisy[:, :, 0] > 0, rows[:, end:], self.log_e[:, :nr])
+        elif nr:
             either = np.logaddexp(self.log_e[:, :nr] + math.log(1 - ALONE), rows[:, end:] + math.log(ALONE))
             self.log_e[:, :nr] = np.where(self.noisy[:, :, 0] > 0, either, self.log_e[:, :nr])
         # a weighted average of e-values is an e-value under any dependence (Vovk and Wang 2021, Proposition 3.1)
@@ -156,8 +170,8 @@ class Watch:
         return log_mean_exp(self.log_e + self.log_weight, axis=1) + math.log(len(self.gates))
 
     @property
-    def _per_minute(self) -> float:
-        return 60.0 / self._config.scrape_s
+    def _per_block(self) -> float:
+        return self._config.block_scrapes
 
     def _counts(
         self,
@@ -207,13 +221,13 @@ class Watch:
             return
         self.mean_block[0] += scrapes
         self.mean_block[1:] += amounts
-        if self.mean_block[0].max() < MEAN_SCRAPES:
+        if self.mean_block[0].max() < self._per_block - 1e-6:
             return
         age, nc, ac, nb, ab = self.mean_block
         mu, s2 = reference.mean_and_variance()
         safe = np.where((s2 > 0) & (mu > 0), s2, 1.0)
         needed = means.BLOCK_MIN * np.maximum(1.0, safe / np.where(mu > 0, mu * mu, 1.0))
-        full = (s2 > 0) & (mu > 0) & (nc >= needed) & (nb >= needed / 3) & (age >= MEAN_SCRAPES)
+        full = (s2 > 0) & (mu > 0) & (nc >= needed) & (nb >= needed / 3) & (age >= self._per_block - 1e-6)
         if not full.any():
             return
         c, b = np.where(full, nc, 1.0), np.where(full, nb, 1.0)
@@ -231,12 +245,12 @@ class Watch:
         for total, count in zip(self.rate_block, counts, strict=True):
             total += count[:nr]
         self.rate_age += scrapes
-        if nr == 0 or self.rate_age < self._per_minute - 1e-6:
+        if nr == 0 or self.rate_age < self._per_block - 1e-6:
             return
         xc, nc, xb, nb = self.rate_block
-        per_minute = self._per_minute / self.rate_age
-        calm = (nb > 0) & (unlikely_at(xb, nb * reference.calm_rate) < SURGE)
-        phi = count_phi(reference.clustering_all, self.limit[:, :nr, 0] * nc * per_minute, None)[:, :, None]
+        per_block = self._per_block / self.rate_age
+        calm = ((nb > 0) | self.alone) & (unlikely_at(xb, nb * reference.calm_rate) < SURGE)
+        phi = count_phi(reference.clustering_all, self.limit[:, :nr, 0] * nc * per_block, None)[:, :, None]
         lr = xc[None, :, None] * self._gust_event + (nc - xc)[None, :, None] * self._gust_other
         table[:, self.rows - nr :] = np.where(calm[None, :, None] & (self.noisy > 0), lr / phi, 0.0)
         self.rate_block[:] = 0

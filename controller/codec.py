@@ -6,6 +6,7 @@ of all older ones.
 """
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from typing import Annotated, Any
@@ -15,8 +16,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from controller.core.notice import Notice
 from controller.core.plan import Plan
 from controller.core.rollout import Event
+from controller.core.traffic import Reading
 
 EVENT_VERSION = 1
+READINGS_VERSION = 1
 
 
 class CodecError(ValueError):
@@ -31,6 +34,11 @@ def _events() -> TypeAdapter[Event]:
 @cache
 def _notices() -> TypeAdapter[Notice]:
     return TypeAdapter(Notice)
+
+
+@cache
+def _readings() -> TypeAdapter[tuple[Reading, ...]]:
+    return TypeAdapter(tuple[Reading, ...])
 
 
 @cache
@@ -82,3 +90,19 @@ def digest(data: Any) -> str:
 def canonical(data: Any) -> bytes:
     """The one byte form that digests are taken of."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def readings_to_text(readings: Sequence[Reading]) -> str:
+    """What a row gathered, as `readings_from_text` reads it."""
+    return canonical({"v": READINGS_VERSION, "readings": _readings().dump_python(tuple(readings), mode="json")}).decode()
+
+
+def readings_from_text(text: str) -> tuple[Reading, ...]:
+    """Raises CodecError."""
+    try:
+        data = json.loads(text)
+        if data["v"] != READINGS_VERSION:
+            raise CodecError(f"traffic of version {data['v']!r} was stored; this release reads version {READINGS_VERSION}")
+        return _readings().validate_python(data["readings"])
+    except (ValueError, KeyError, TypeError) as exc:
+        raise CodecError(f"stored traffic cannot be read: {exc}") from exc

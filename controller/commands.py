@@ -135,8 +135,8 @@ def approve(rollout_id: str, ports: Ports, *, actor: str, groups: tuple[str, ...
         state = rollout.state
         if not isinstance(state, AwaitingApproval):
             raise CommandRefused(f"{rollout_id} does not wait for an approval; it is {_kind(rollout)}")
-        approval = rollout.plan.phases[state.entering].approval
-        assert approval is not None, "only a phase with an approval is waited for"
+        approval = rollout.plan.approval_of(state.entering)
+        assert approval is not None, "only a phase with an approval, or a plan that asks for one, is waited for"
         if not set(groups) & set(approval.groups):
             raise CommandRefused(
                 f"{actor} is in {', '.join(groups) or 'no group'}; this approval needs {' or '.join(approval.groups)}"

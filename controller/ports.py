@@ -18,15 +18,17 @@ rule: only these errors cross a port; an adapter translates whatever its library
     +-- NotifierRefused        the message can never be delivered as it is
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from controller.core.measurement import Measurement
 from controller.core.notice import Notice
 from controller.core.plan import Gate
 from controller.core.rollout import Entry, Event
+from controller.core.traffic import Question, TrafficRead
+from controller.shelf import CaseShelf
 from flagspec import RouteFlag, Variant
 
 
@@ -115,6 +117,14 @@ class AuditLog(Protocol):
         Raises:
             UnknownRollout: there is no such row.
             AuditUnavailable: it cannot be read.
+        """
+
+    def text(self, reference: str) -> str:
+        """
+        What a reference in a row stands for; any other text is itself.
+
+        Raises:
+            AuditUnavailable: it cannot be read, or is not there.
         """
 
     def append(self, new: NewEntry, notice: Notice | None) -> Entry:
@@ -222,6 +232,12 @@ class Scope:
         recent: Length of the window in which a candidate may not be silent: requests of long ago must not speak for it.
         opened_at: Start of the rollout, for what counts over all phases.
         at: End of the window and evaluation time of every query.
+        step: Distance of the beats that traffic is read on.
+        profile: Name of the metric profile.
+        models: Model of the ``baseline`` and of the ``candidate``, for profiles that tell the arms apart by it.
+        arms: Labels of each arm's series instead of the profile's own.
+        history: How much of the baseline's past is read before the first phase.
+        history_step: Distance of two increments of it.
     """
 
     environment: str
@@ -231,6 +247,12 @@ class Scope:
     recent: timedelta
     opened_at: datetime
     at: datetime
+    step: timedelta = timedelta(seconds=15)
+    profile: str = "router"
+    models: Mapping[str, str] = field(default_factory=dict)
+    arms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    history: timedelta = timedelta(hours=6)
+    history_step: timedelta = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +265,23 @@ class Measured:
 
 class MetricSource(Protocol):
     def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
-        """Never raises for anything the source does: that is a QueryFailed measurement."""
+        """
+        What is the case at `scope.at`: the gates that are no statistics (events, alerts, silence).
+
+        Never raises for anything the source does: that is a QueryFailed measurement.
+        """
+
+    def traffic(self, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
+        """
+        What both arms did since the last reading.
+
+        Args:
+            questions: What to count.
+            scope: Whose traffic; `since` is when the phase began. What happened before it is not counted.
+            ledger: Of the last reading of this rollout; empty for the first one, which also brings the baseline's history.
+
+        Never raises for anything the source does: that is a TrafficRead without traffic.
+        """
 
 
 # --- people ---------------------------------------------------------------------------------------------------------------------
@@ -281,9 +319,10 @@ class Notifier(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """What `tick` and the commands need."""
+    """What `tick` and the commands need. `shelf` is this process's own and saves reading; losing it changes nothing."""
 
     audit: AuditLog
     index: RolloutIndex
     flags: FlagStore
     metrics: MetricSource
+    shelf: CaseShelf = field(default_factory=CaseShelf)

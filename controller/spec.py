@@ -36,6 +36,9 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$")]
 LabelName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")]
 Mode = Literal["enforce", "warn", "dry_run"]
+Breach = Literal["rollback", "pause"]
+Needed = Literal["proof", "leaning"]
+Selector = Annotated[str, Field(min_length=1, max_length=2000)]
 
 LONGEST = timedelta(days=366)
 
@@ -80,9 +83,36 @@ class Side(_Spec):
 
 
 class Metrics(_Spec):
-    """Where the numbers come from."""
+    """
+    Where the numbers come from.
+
+    Args:
+        arms: Labels that tell the series of ``baseline``, ``candidate`` and ``shadow`` apart, where the profile's own do not.
+    """
 
     profile: Literal["router", "otel-genai", "litellm", "envoy-ai-gateway", "custom"] = _at(0, "router")
+    arms: dict[Literal["baseline", "candidate", "shadow"], dict[LabelName, str]] = _at(1, {})
+
+
+def _on_breach(value: Breach | None) -> core.OnBreach | None:
+    return None if value is None else core.OnBreach(value)
+
+
+def _selectors(indicator: str, promql: dict[str, str], *allowed: tuple[str, ...]) -> Iterator[tuple[Loc, str]]:
+    """Problems of a gate's own PromQL: only custom indicators have it, each needs one of these sets, and statistics need both arms."""
+    if indicator != "custom":
+        if promql:
+            yield ("promql",), f"{indicator} is read as the metric profile says; promql belongs to indicator: custom"
+        return
+    if tuple(sorted(promql)) not in {tuple(sorted(a)) for a in allowed}:
+        wanted = " or ".join(" and ".join(a) for a in allowed)
+        yield ("promql",), f"custom needs promql with {wanted}, got {', '.join(sorted(promql)) or 'none'}"
+    for name, text in promql.items():
+        if allowed != (("value",),) and "$arm" not in text:
+            yield (
+                ("promql", name),
+                f"{text!r} does not say where the labels of an arm go; write $arm among the matchers, as in my_total{{$arm}}",
+            )
 
 
 class Slo(_Spec):
@@ -90,17 +120,23 @@ class Slo(_Spec):
     An absolute limit. Latency and time to first token take a quantile and a duration; ratios take a percentage.
 
     Args:
-        max: ``1.0s`` or ``1%``; everything but availability.
-        min: ``99.9%``; availability only.
+        max: ``1.0s`` or ``1%``; everything but availability and fallback_success.
+        min: ``99.9%``; availability and fallback_success.
+        evidence: What the gate needs before traffic is raised: ``proof``, or ``leaning`` for events too rare to prove (the default of
+            availability and fallback_success).
+        promql: For ``custom``: selectors of counters with $arm among the matchers; bad and total, good and total, or buckets.
     """
 
     name: Name = _at(0)
-    indicator: Literal["latency", "ttft", "error_ratio", "timeout_ratio", "availability"] = _at(1)
+    indicator: Literal["latency", "ttft", "error_ratio", "timeout_ratio", "availability", "fallback_success", "custom"] = _at(1)
     where: dict[LabelName, str] = _at(2, {}, description="Label filters, such as streaming: 'true'")
     quantile: Annotated[float, Field(gt=0, lt=1)] | None = _at(3, None, description="0.95 for p95; latency and ttft only")
     max: str | None = _at(4, None, description="1.0s or 1%")
-    min: str | None = _at(5, None, description="99.9%; availability only")
+    min: str | None = _at(5, None, description="99.9%; availability and fallback_success")
     mode: Mode = _at(6, "enforce")
+    on_breach: Breach | None = _at(7, None, description="Instead of gates.on_breach")
+    evidence: Needed | None = _at(8, None, description="proof, or leaning for events too rare to prove")
+    promql: dict[Literal["bad", "good", "total", "buckets"], Selector] = _at(9, {})
 
     @model_validator(mode="after")
     def _fits(self) -> "Slo":
@@ -109,12 +145,14 @@ class Slo(_Spec):
         return self
 
     def _problems(self) -> Iterator[tuple[Loc, str]]:
-        timed = self.indicator in ("latency", "ttft")
+        timed = self._timed
+        yield from _selectors(self.indicator, dict(self.promql), ("bad", "total"), ("good", "total"), ("buckets",))
         if timed and self.quantile is None:
             yield (), f"{self.indicator} needs a quantile (write quantile: 0.95)"
         if not timed and self.quantile is not None:
             yield ("quantile",), f"{self.indicator} has no quantile; it is a share of requests"
-        needed, other = ("min", "max") if self.indicator == "availability" else ("max", "min")
+        floor = self.indicator in ("availability", "fallback_success") or "good" in self.promql
+        needed, other = ("min", "max") if floor else ("max", "min")
         if getattr(self, other) is not None:
             yield (other,), f"{self.indicator} has a {needed}, not a {other}"
         text = getattr(self, needed)
@@ -136,71 +174,121 @@ class Slo(_Spec):
         if not timed and needed == "min" and seconds <= 0:
             yield (needed,), f"{text!r} allows everything to fail; the gate could never say no"
 
+    @property
+    def _timed(self) -> bool:
+        """Whether it limits a duration."""
+        return self.indicator in ("latency", "ttft") or "buckets" in self.promql
+
     def gate(self) -> core.Gate:
-        mode = core.GateMode(self.mode)
-        if self.indicator == "latency" or self.indicator == "ttft":
+        mode, on_breach, promql = core.GateMode(self.mode), _on_breach(self.on_breach), dict(self.promql)
+        rare = self.indicator in ("availability", "fallback_success")
+        need = core.Need(self.evidence or ("leaning" if rare else "proof"))
+        if self._timed:
             assert self.max is not None and self.quantile is not None
             return core.QuantileLimit(
                 name=self.name,
-                indicator=self.indicator,
+                indicator=self.indicator,  # type: ignore[arg-type]  # `_timed` says which
                 quantile=self.quantile,
                 limit_s=parse_duration(self.max).total_seconds(),
                 where=self.where,
                 mode=mode,
+                on_breach=on_breach,
+                need=need,
+                promql=promql,
             )
         # 1 - 0.999 is 0.0010000000000000009 in binary; the limit that people wrote is 0.001.
         limit = round(1 - parse_ratio(self.min), 12) if self.min is not None else parse_ratio(self.max or "")
-        return core.RateLimit(name=self.name, indicator=self.indicator, limit=limit, where=self.where, mode=mode)
+        return core.RateLimit(
+            name=self.name,
+            indicator=self.indicator,  # type: ignore[arg-type]  # as above
+            limit=limit,
+            where=self.where,
+            mode=mode,
+            on_breach=on_breach,
+            need=need,
+            promql=promql,
+        )
 
 
 class Comparison(_Spec):
     """The candidate against the baseline that runs beside it."""
 
     name: Name = _at(0)
-    indicator: Literal["latency", "ttft", "cost_per_request"] = _at(1)
+    indicator: Literal["latency", "ttft", "cost_per_request", "custom"] = _at(1)
     where: dict[LabelName, str] = _at(2, {})
     quantile: Annotated[float, Field(gt=0, lt=1)] | None = _at(3, None, description="0.95 for p95; latency and ttft only")
     max_increase: Increase = _at(4, description="10% allows the candidate a tenth more than the baseline")
     mode: Mode = _at(5, "enforce")
+    on_breach: Breach | None = _at(6, None, description="Instead of gates.on_breach")
+    evidence: Needed | None = _at(7, None, description="proof, or leaning for what is too rare to prove")
+    promql: dict[Literal["buckets", "value", "weight"], Selector] = _at(8, {})
 
     @model_validator(mode="after")
     def _fits(self) -> "Comparison":
-        if self.indicator == "cost_per_request" and self.quantile is not None:
-            raise Inconsistent([(("quantile",), "cost_per_request is compared by its mean and has no quantile")])
-        if self.indicator != "cost_per_request" and self.quantile is None:
+        if problems := list(_selectors(self.indicator, dict(self.promql), ("buckets",), ("value", "weight"))):
+            raise Inconsistent(problems)
+        if self._mean and self.quantile is not None:
+            raise Inconsistent([(("quantile",), f"{self.indicator} is compared by its mean and has no quantile")])
+        if not self._mean and self.quantile is None:
             raise Inconsistent([((), f"{self.indicator} needs a quantile (write quantile: 0.95)")])
         return self
 
+    @property
+    def _mean(self) -> bool:
+        return self.indicator == "cost_per_request" or "value" in self.promql
+
     def gate(self) -> core.Gate:
-        mode = core.GateMode(self.mode)
-        if self.indicator == "cost_per_request":
+        mode, on_breach, promql = core.GateMode(self.mode), _on_breach(self.on_breach), dict(self.promql)
+        need = core.Need(self.evidence or "proof")
+        if self._mean:
             return core.MeanIncrease(
-                name=self.name, indicator="cost_per_request", max_increase=self.max_increase, where=self.where, mode=mode
+                name=self.name,
+                indicator=self.indicator,  # type: ignore[arg-type]  # `_mean` says which
+                max_increase=self.max_increase,
+                where=self.where,
+                mode=mode,
+                on_breach=on_breach,
+                need=need,
+                promql=promql,
             )
         assert self.quantile is not None
         return core.QuantileIncrease(
             name=self.name,
-            indicator=self.indicator,
+            indicator=self.indicator,  # type: ignore[arg-type]  # as above
             quantile=self.quantile,
             max_increase=self.max_increase,
             where=self.where,
             mode=mode,
+            on_breach=on_breach,
+            need=need,
+            promql=promql,
         )
 
 
 class Happening(_Spec):
-    """Something that must have happened (`at_least`, before a phase is left) or may not be the case (`at_most`)."""
+    """
+    Something that must have happened (`at_least`, before a phase is left) or may not be the case (`at_most`).
+
+    Args:
+        promql: For ``custom``: ``value``, any query that answers with one number.
+    """
 
     name: Name = _at(0)
-    indicator: Literal["fallbacks", "firing_alerts"] = _at(1)
+    indicator: Literal["fallbacks", "firing_alerts", "custom"] = _at(1)
     where: dict[LabelName, str] = _at(2, {})
     at_least: Annotated[int, Field(ge=1)] | None = _at(3, None)
-    at_most: Annotated[int, Field(ge=0)] | None = _at(4, None)
+    at_most: Annotated[float, Field(ge=0)] | None = _at(4, None)
     by_phase: Name | None = _at(5, None, description="The phase that is not left before; at_least only")
     mode: Mode = _at(6, "enforce")
+    on_breach: Breach | None = _at(7, None, description="Instead of gates.on_breach")
+    promql: dict[Literal["value"], Selector] = _at(8, {})
 
     @model_validator(mode="after")
     def _fits(self) -> "Happening":
+        if problems := list(_selectors(self.indicator, dict(self.promql), ("value",))):
+            raise Inconsistent(problems)
+        if (self.at_least is None) == (self.at_most is None):
+            raise Inconsistent([((), "an event has either at_least or at_most")])
         if self.indicator == "fallbacks" and (self.at_least is None or self.at_most is not None):
             raise Inconsistent([((), "fallbacks are asked for with at_least")])
         if self.indicator == "firing_alerts" and (self.at_most is None or self.at_least is not None):
@@ -212,17 +300,27 @@ class Happening(_Spec):
         return self
 
     def gate(self) -> core.Gate:
-        mode = core.GateMode(self.mode)
+        mode, on_breach, promql = core.GateMode(self.mode), _on_breach(self.on_breach), dict(self.promql)
         if self.at_least is not None:
             return core.AtLeast(
                 name=self.name,
-                indicator="fallbacks",
+                indicator=self.indicator,  # type: ignore[arg-type]  # alerts were refused
                 times=self.at_least,
                 by_phase=self.by_phase or "",
                 where=self.where,
                 mode=mode,
+                on_breach=on_breach,
+                promql=promql,
             )
-        return core.AtMost(name=self.name, indicator="firing_alerts", times=self.at_most or 0, where=self.where, mode=mode)
+        return core.AtMost(
+            name=self.name,
+            indicator=self.indicator,  # type: ignore[arg-type]  # fallbacks were refused
+            times=self.at_most or 0,
+            where=self.where,
+            mode=mode,
+            on_breach=on_breach,
+            promql=promql,
+        )
 
 
 class DeadMan(_Spec):
@@ -233,7 +331,17 @@ class DeadMan(_Spec):
 
 
 class Gates(_Spec):
-    """How the gates are run."""
+    """
+    How the gates are run.
+
+    Args:
+        confidence: 0.95 allows one rollout in twenty to end in a false rollback, and as many in a false promotion.
+        block: How long the usual burst lasts. What one block says is capped, and proofs grow by blocks.
+        evidence: ``required`` asks every statistical gate for a proof, rare events too.
+        on_unproven: After a phase's max_bake without a proof, with every estimate within its limit: go on holding, ask people, or accept
+            the step as not proven.
+        ask: Who is asked.
+    """
 
     every: Span = _at(0, "15m", validate_default=True, description="Time between gate checks, which may raise")
     guard_every: Span = _at(1, "15s", validate_default=True, description="Time between looks of the guard, which only lowers")
@@ -243,6 +351,10 @@ class Gates(_Spec):
     on_no_data: Literal["hold"] = _at(5, "hold", description="No data is never a pass")
     on_drift: Literal["pause", "rollback"] = _at(6, "pause", description="When the flag carries what nobody decided")
     dead_man: DeadMan | None = _at(7, None)
+    block: Span = _at(8, "60s", validate_default=True, description="How long the usual burst lasts")
+    evidence: Literal["default", "required"] = _at(9, "default", description="required: rare events need a proof too")
+    on_unproven: Literal["hold", "ask", "accept"] = _at(10, "hold", description="After max_bake without a proof")
+    ask: list[Name] = _at(11, [], description="Groups that may accept a step that is not proven")
 
     def policy(self) -> core.Policy:
         return core.Policy(
@@ -250,6 +362,11 @@ class Gates(_Spec):
             guard_every=self.guard_every,
             confidence=self.confidence,
             min_requests=self.min_requests,
+            # A beat of the guard that is longer than a burst is a block of its own.
+            block=max(self.block, self.guard_every),
+            evidence_required=self.evidence == "required",
+            on_unproven=core.OnUnproven(self.on_unproven),
+            ask=core.Approval(groups=tuple(self.ask)) if self.ask else None,
             on_breach=core.OnBreach(self.on_breach),
             on_drift=core.OnDrift(self.on_drift),
             dead_man_after=None if self.dead_man is None else self.dead_man.after,
@@ -277,6 +394,7 @@ class PhaseSpec(_Spec):
     traffic: Ratio = _at(2, description="Share of the units, 5%")
     bake: LongSpan = _at(3, description="How long the phase lasts at least")
     approval: ApprovalSpec | None = _at(4, None)
+    max_bake: Span | None = _at(5, None, description="After so long without a proof, gates.on_unproven is done")
 
     @model_validator(mode="after")
     def _fits(self) -> "PhaseSpec":
@@ -294,6 +412,7 @@ class PhaseSpec(_Spec):
             weight=round(self.traffic * WEIGHT_MAX),
             bake=self.bake,
             approval=None if self.approval is None else self.approval.approval(),
+            max_bake=self.max_bake,
         )
 
 
@@ -377,9 +496,10 @@ class RolloutSpec(_Spec):
 
     def to_plan(self) -> core.Plan:
         """Raises PlanError when parts contradict each other."""
-        if self.metrics.profile != "router":
+        if self.metrics.profile == "custom" and not {"baseline", "candidate"} <= self.metrics.arms.keys():
             raise core.PlanError(
-                f"metrics.profile: {self.metrics.profile!r} is not built yet; this release reads 'router'", ("metrics", "profile")
+                "metrics.arms: the custom profile needs the labels of baseline and candidate, such as baseline: {model: gpt-4.1}",
+                ("metrics",),
             )
         for index, phase in enumerate(self.phases):
             if phase.approval is not None:
@@ -397,12 +517,14 @@ class RolloutSpec(_Spec):
             baseline=self.baseline.variant(),
             candidate=self.candidate.variant(),
             profile=self.metrics.profile,
+            arms=self.metrics.arms,
             phases=tuple(p.phase() for p in self.phases),
             gates=(
                 *(s.gate() for s in self.slos),
                 *(c.gate() for c in self.comparisons),
                 *(e.gate() for e in self.events),
                 core.Silence(),
+                core.SampleRatio(),
             ),
             policy=self.gates.policy(),
             freezes=tuple(f.freeze() for f in self.freeze),
@@ -425,11 +547,27 @@ class RolloutSpec(_Spec):
         """Gates that could never pass: limits between two bucket edges, and a lower quantile's limit that a higher one forbids."""
         for i, slo in enumerate(self.slos):
             gate = slo.gate()
-            if isinstance(gate, core.QuantileLimit) and (near := nearest_edges(gate.limit_s)) is not None:
+            ours = self.metrics.profile == "router" and slo.indicator != "custom"
+            if ours and isinstance(gate, core.QuantileLimit) and (near := nearest_edges(gate.limit_s)) is not None:
                 yield ("slos", i, "max"), f"{slo.max!r} is not a bucket edge of the router's histograms; the nearest are {near}"
+        yield from self._crossed_quantiles()
         if self.gates.guard_every > self.gates.every:
             text = f"{format_duration(self.gates.guard_every)} is longer than gates.every; the guard looks more often than the gate check"
             yield ("gates", "guard_every"), text
+
+
+    def _crossed_quantiles(self) -> Iterator[tuple[Loc, str]]:
+        """A lower quantile may not have a longer limit than a higher one of the same requests: the longer one could never be reached."""
+        limits = [(i, s, g) for i, s in enumerate(self.slos) if isinstance(g := s.gate(), core.QuantileLimit)]
+        for i, slo, low in limits:
+            for _, other, high in limits:
+                same = (low.indicator, dict(low.where), dict(low.promql)) == (high.indicator, dict(high.where), dict(high.promql))
+                if same and low.quantile < high.quantile and low.limit_s > high.limit_s:
+                    text = (
+                        f"p{low.quantile * 100:g} of {slo.name!r} may be up to {slo.max}, but {other.name!r} keeps p{high.quantile * 100:g} "
+                        f"of the same requests below {other.max}: the limits contradict each other"
+                    )
+                    yield ("slos", i, "max"), text
 
 
 def read(path: Path) -> RolloutSpec:

@@ -15,27 +15,12 @@ from controller.commit import Committed, commit, lower_unrecorded, settle
 from controller.core.converge import InStep, Killed, Landed, converge
 from controller.core.decide import decide
 from controller.core.decision import Decision, Hold, RollBack, Why, lowers
-from controller.core.gates import GateResult, judge
-from controller.core.measurement import Measurement
-from controller.core.plan import Gate
-from controller.core.rollout import (
-    Applied,
-    AwaitingApproval,
-    Baking,
-    Entry,
-    Moving,
-    Observed,
-    Pending,
-    Rollout,
-    replay,
-    settled_of,
-    step,
-)
-from controller.ports import AuditUnavailable, Ports, Scope, SeqTaken
+from controller.core.gates import GateResult
+from controller.core.rollout import Applied, AwaitingApproval, Entry, Moving, Rollout, replay, step
+from controller.gather import Look, gather
+from controller.ports import AuditUnavailable, Ports, SeqTaken
+from controller.shelf import CaseShelf
 from flagspec import RouteFlag
-
-RECENT_LEAST = timedelta(seconds=15)
-"""Silence is judged on at least so much traffic, however often the gates are checked."""
 
 
 class Outcome(StrEnum):
@@ -103,16 +88,20 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
     if rollout.ended:
         return Tick(outcome=Outcome.ENDED, rollout=rollout)
 
-    measurements, results, exposure = observe(rollout, ports, now)
-    decision = decide(rollout, convergence, results, now, may_raise=may_raise)
+    seen = observe(rollout, ports, now)
+    decision = decide(rollout, convergence, seen.results, now, may_raise=may_raise)
     judged = rollout.phase
     if not may_raise and isinstance(decision, Hold):
-        return Tick(outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=results, phase_judged=judged)
+        return Tick(outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=seen.results, phase_judged=judged)
 
-    observed = Observed(measurements=measurements, results=results, exposure=exposure)
     source = "gate_check" if may_raise else "guard"
-    done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=observed, at=now)
-    return Tick(outcome=_outcome(done), rollout=done.rollout, decision=decision, results=results, phase_judged=judged)
+    done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=seen.observed(), at=now)
+    return Tick(outcome=_outcome(done), rollout=done.rollout, decision=decision, results=seen.results, phase_judged=judged)
+
+
+def observe(rollout: Rollout, ports: Ports, now: datetime) -> Look:
+    """Measure and judge the gates of the phase that the rollout is in."""
+    return gather(rollout, ports.audit, ports.metrics, ports.shelf, now)
 
 
 def _dry_run(rollout: Rollout, flag: RouteFlag | None, ports: Ports, now: datetime, *, may_raise: bool) -> Tick:
@@ -121,7 +110,7 @@ def _dry_run(rollout: Rollout, flag: RouteFlag | None, ports: Ports, now: dateti
         text = f"{rollout.state.decision_id} is on its way; the next look settles it before it decides"
         decision: Decision = Hold(why=Why.SETTLING, text=text)
         return Tick(outcome=Outcome.DECIDED, rollout=rollout, decision=decision, phase_judged=rollout.phase)
-    _, results, _ = observe(rollout, ports, now)
+    results = observe(rollout, ports, now).results
     decision = decide(rollout, converge(rollout, flag), results, now, may_raise=may_raise)
     return Tick(outcome=Outcome.DECIDED, rollout=rollout, decision=decision, results=results, phase_judged=rollout.phase)
 
@@ -146,7 +135,8 @@ def _lowered_without_log(rollout: Rollout, flag: RouteFlag | None, ports: Ports,
         presumed = replace(rollout, state=moving.settled)
     if presumed.ended:
         return None
-    _, results, _ = observe(presumed, ports, now)
+    # On a shelf of its own: what is presumed must not become what is known.
+    results = gather(presumed, ports.audit, ports.metrics, CaseShelf(), now).results
     killed = flag is not None and flag.killed
     decision = decide(presumed, Killed() if killed else InStep(), results, now, may_raise=False)
     if not isinstance(decision, RollBack):
@@ -170,44 +160,6 @@ def due(rollout: Rollout, now: datetime) -> bool:
 
 def slot(at: datetime, every: timedelta) -> int:
     return math.floor(at.timestamp() / every.total_seconds())
-
-
-def observe(
-    rollout: Rollout, ports: Ports, now: datetime
-) -> tuple[tuple[tuple[str, Measurement], ...], tuple[GateResult, ...], float | None]:
-    """Measure and judge the gates of the phase the rollout is in."""
-    gates, scope = questions(rollout, now)
-    if not gates:
-        return (), (), None
-    measured = ports.metrics.measure(gates, scope)
-    phase = rollout.plan.phases[rollout.phase or 0]
-    results = tuple(
-        judge(gate, measurement, rollout.plan.policy, phase, len(rollout.plan.gates), now - scope.since)
-        for gate, measurement in zip(gates, measured.measurements, strict=True)
-    )
-    named = tuple((gate.name, measurement) for gate, measurement in zip(gates, measured.measurements, strict=True))
-    return named, results, measured.exposure
-
-
-def questions(rollout: Rollout, now: datetime) -> tuple[tuple[Gate, ...], Scope]:
-    """What there is to ask the metric source about a rollout."""
-    plan, settled = rollout.plan, settled_of(rollout.state)
-    if settled is None or isinstance(settled, Pending) or settled.phase is None:
-        gates: tuple[Gate, ...] = plan.gates_before_start()
-        since, arm = rollout.opened_at, "candidate"
-    else:
-        assert isinstance(settled, Baking | AwaitingApproval)
-        gates = plan.gates_of(settled.phase)
-        since, arm = settled.since, "candidate" if plan.phases[settled.phase].live_weight else "shadow"
-    return gates, Scope(
-        environment=plan.environment,
-        flag=plan.flag,
-        arm=arm,
-        since=since,
-        recent=max(plan.policy.every, RECENT_LEAST),
-        opened_at=rollout.opened_at,
-        at=now,
-    )
 
 
 def _outcome(done: Committed) -> Outcome:

@@ -4,14 +4,15 @@ Where objects are built: settings in, a controller with all its ports out.
 Its one rule: nothing else builds an adapter. Everything is opened here and closed here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from controller.commands import CommandRefused
 from controller.core.measurement import QueryFailed
 from controller.core.plan import Gate, Plan
+from controller.core.traffic import Question, TrafficRead
 from controller.ports import Measured, MetricSource, Notifier, Outbox, Ports, Scope
 from controller.settings import Settings, SettingsError
 
@@ -37,6 +38,9 @@ class NoMetrics:
 
     def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
         return Measured(measurements=tuple(QueryFailed(reason=NO_PROMETHEUS) for _ in gates), exposure=None)
+
+    def traffic(self, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
+        return TrafficRead(traffic=None, failure=NO_PROMETHEUS)
 
 
 @contextmanager

@@ -4,14 +4,18 @@ Every port in memory: for tests, simulations and `--dry-run`, with the same prom
 Its one rule: what the real adapter refuses, this one refuses too; both pass the tests in tests/ports.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from statistics import NormalDist
+from typing import Any
 
-from controller.core.measurement import Measurement, NoData
+from controller.core.measurement import Evidence, Measurement, NoData
 from controller.core.notice import Notice
 from controller.core.plan import Gate
 from controller.core.rollout import Applied, Entry, Opened, replay
+from controller.core.traffic import Beat, Kind, Question, Traffic, TrafficRead
 from controller.ports import (
     FlagCapabilities,
     FlagChange,
@@ -62,6 +66,9 @@ class MemoryAudit:
         if not 1 <= seq <= len(rows):
             raise UnknownRollout(f"no row {rollout_id}/{seq}")
         return rows[seq - 1]
+
+    def text(self, reference: str) -> str:
+        return reference
 
     def append(self, new: NewEntry, notice: Notice | None) -> Entry:
         rows = self.rows.get(new.rollout_id, [])
@@ -163,13 +170,102 @@ class MemoryFlags:
         return flag
 
 
+EDGES_S = tuple(round(1.1 ** (k / 2), 6) for k in range(-40, 50))
+"""Bucket edges of the invented traffic, 5 % apart; 1.0 is one of them."""
+
+BEATS_MAX = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behaviour:
+    """
+    What one arm does, every beat alike: expected counts and no chance, so that a story told with it has one ending.
+
+    Args:
+        rps: Requests a second.
+        bad: Share of bad ones by indicator (0 where it is not named).
+        median_s, sigma: Log-normal durations.
+        amount: Mean per request; it swings by a tenth from beat to beat, as a mean without variance would be no measurement.
+    """
+
+    rps: float = 20.0
+    bad: Mapping[str, float] = field(default_factory=dict)
+    median_s: float = 0.6
+    sigma: float = 0.5
+    amount: float = 0.01
+
+    def row(self, questions: Sequence[Question], seconds: float, beat: int) -> tuple[float, ...]:
+        """Increments of one beat, in the order of `columns_of`."""
+        n = self.rps * seconds
+        values: list[float] = []
+        for question in questions:
+            match question.kind:
+                case Kind.RATE:
+                    values += [n * self.bad.get(question.indicator, 0.0), n]
+                case Kind.MEAN:
+                    values += [n * self.amount * (1.1 if beat % 2 else 0.9), n]
+                case Kind.HISTOGRAM:
+                    values += [n * self._below(edge) for edge in EDGES_S]
+                    values.append(n)
+        return tuple(values)
+
+    def _below(self, edge_s: float) -> float:
+        return NormalDist().cdf(math.log(edge_s / self.median_s) / self.sigma)
+
+
 @dataclass(slots=True)
 class MemoryMetrics:
-    """A metric source that says what it was told to: by gate name, by default nothing."""
+    """
+    A metric source that says what it was told to.
+
+    Args:
+        says: Measurements by gate name, by default nothing.
+        exposure: Requests that the candidate answered.
+        candidate, baseline: What the arms do; None for an arm without any series.
+        failure: Why no traffic can be read; "" if it can.
+    """
 
     says: dict[str, Measurement] = field(default_factory=dict)
     exposure: float | None = None
+    candidate: Behaviour | None = None
+    baseline: Behaviour | None = None
+    failure: str = ""
 
     def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
         silent = NoData(reason="nothing was put into the in-memory source")
         return Measured(measurements=tuple(self.says.get(g.name, silent) for g in gates), exposure=self.exposure)
+
+    def traffic(self, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
+        evidence = {q.key: (Evidence(query=f"memory({q.key})", at=scope.at, answer="", digest=""),) for q in questions}
+        if self.failure:
+            return TrafficRead(traffic=None, failure=self.failure, evidence=evidence)
+        step_s = scope.step.total_seconds()
+        first = math.floor(max(ledger.get("at", 0.0), scope.since.timestamp()) / step_s)
+        last = math.floor(scope.at.timestamp() / step_s)
+        stride = max(1, math.ceil((last - first) / BEATS_MAX))
+        idle = Behaviour(rps=0.0)
+        candidate, baseline = self.candidate or idle, self.baseline or idle
+        ends = range(first + stride, last + 1, stride)
+        beats = tuple(
+            Beat(
+                at=datetime.fromtimestamp(k * step_s, UTC),
+                candidate=candidate.row(questions, step_s * stride, k),
+                baseline=baseline.row(questions, step_s * stride, k),
+            )
+            for k in ends
+        )
+        past = () if ledger or self.baseline is None else range(math.floor(scope.history / scope.history_step))
+        traffic = Traffic(
+            since=datetime.fromtimestamp(first * step_s, UTC),
+            step=scope.step,
+            edges={q.key: EDGES_S for q in questions if q.kind is Kind.HISTOGRAM},
+            beats=beats,
+            history=tuple(baseline.row(questions, scope.history_step.total_seconds(), k) for k in past),
+            history_step=scope.history_step,
+            absent=self._absent(questions),
+        )
+        return TrafficRead(traffic=traffic, ledger={"at": (ends[-1] if ends else first) * step_s}, evidence=evidence)
+
+    def _absent(self, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
+        arms = tuple(n for n, arm in (("candidate", self.candidate), ("baseline", self.baseline)) if arm is None)
+        return {q.key: arms for q in questions} if arms else {}

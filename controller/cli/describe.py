@@ -111,7 +111,7 @@ def upcoming(rollout: Rollout, entries: Sequence[Entry]) -> str:
         case Paused():
             return "a person resumes, rolls back or aborts it; breaches still lower the flag"
         case AwaitingApproval(entering=entering):
-            approval = plan.phases[entering].approval
+            approval = plan.approval_of(entering)
             assert approval is not None
             given = len(votes_that_count(approval, state.votes, rollout.requester, entries[-1].at))
             return f"{approval.count - given} of {approval.count} approvals from {' or '.join(approval.groups)} are missing"

@@ -11,7 +11,8 @@ from the most urgent to the least, and the order is the policy:
  5. paused           a person or we paused                               -> hold
  6. guard            whoever looks may only lower                        -> hold
  7. failed metrics   a query failed or cannot be trusted                 -> hold
- 8. evidence         an enforced gate has not earned its pass            -> hold
+ 8. evidence         an enforced gate has not earned its pass, and no
+                     time box lets the step be accepted without it       -> hold
  9. bake             the phase has not lasted long enough                -> hold
 10. freeze           the calendar says no                                -> hold
 11. approval         people have not said yes to the next phase          -> hold
@@ -28,7 +29,7 @@ from controller.core.converge import Convergence, Drift, Killed, UnrecordedLower
 from controller.core.decision import Advance, Decision, Hold, Pause, Promote, RollBack, Why
 from controller.core.freeze import frozen_until
 from controller.core.gates import GateResult, Verdict, breaches, unproven
-from controller.core.plan import Approval, GateMode, OnBreach, OnDrift, Plan
+from controller.core.plan import Approval, GateMode, OnBreach, OnDrift, OnUnproven, Plan
 from controller.core.rollout import AwaitingApproval, Baking, Paused, Pending, Rollout, Settled, Vote
 
 
@@ -59,7 +60,7 @@ def decide(
 
     if breached := breaches(results):
         text = "; ".join(f"{r.gate}: {r.reason}" for r in breached)
-        if policy.on_breach is OnBreach.ROLLBACK:
+        if any(r.on_breach is OnBreach.ROLLBACK for r in breached):
             return RollBack(why=Why.BREACH, text=text)
         if not isinstance(rollout.state, Paused):
             return Pause(why=Why.BREACH, text=text)
@@ -81,7 +82,8 @@ def decide(
         return Hold(why=Why.METRICS_FAILED, text=_first_of(failed), next_look=now + policy.every)
     if not results and not isinstance(settled, Pending):
         return Hold(why=Why.NOT_ENOUGH_EVIDENCE, text="no gate was judged", next_look=now + policy.every)
-    if missing := unproven(results):
+    missing = unproven(results)
+    if missing and not _may_be_accepted(plan, settled, missing, now):
         return Hold(why=Why.NOT_ENOUGH_EVIDENCE, text=_first_of(missing), next_look=now + policy.every)
 
     if (baked := _baked_at(plan, settled)) is not None and now < baked:
@@ -99,16 +101,29 @@ def decide(
         return Hold(why=Why.FROZEN, text=f"freeze {name!r} until {ends:%Y-%m-%d %H:%M} UTC", next_look=ends)
 
     phase = plan.phases[entering]
-    if phase.approval is not None and (lacking := _lacking(phase.approval, settled, rollout.requester, now)):
-        return Hold(why=Why.AWAITING_APPROVAL, text=f"entering {phase.name} needs {lacking}")
+    approval = policy.ask if missing and policy.on_unproven is OnUnproven.ASK else None
+    if (asked := phase.approval or approval) is not None and (lacking := _lacking(asked, settled, rollout.requester, now)):
+        proof = f"; not proven: {_first_of(missing)}" if missing else ""
+        return Hold(why=Why.AWAITING_APPROVAL, text=f"entering {phase.name} needs {lacking}{proof}")
 
     if entering == 0:
         return Advance(phase=0, why=Why.STARTED, text=f"start with {phase.name} at {phase.weight / 1000:g}%")
-    return Advance(
-        phase=entering,
-        why=Why.GATES_PASSED,
-        text=f"all gates of {plan.phases[entering - 1].name} passed; {phase.name} at {phase.weight / 1000:g}%",
-    )
+    left, to = plan.phases[entering - 1].name, f"{phase.name} at {phase.weight / 1000:g}%"
+    if missing:
+        return Advance(phase=entering, why=Why.ACCEPTED, text=f"accepted, not proven: {_first_of(missing)}; {to}")
+    return Advance(phase=entering, why=Why.GATES_PASSED, text=f"all gates of {left} passed; {to}")
+
+
+def _may_be_accepted(plan: Plan, settled: Settled, missing: Sequence[GateResult], now: datetime) -> bool:
+    """
+    Whether the time box has ended and the plan lets the step be taken without a proof: every gate without a pass has an estimate within
+    its limit and would be proven at a margin half a step wider. The last phase has no time box: nothing comes after it.
+    """
+    index = _phase_or_none(settled)
+    if plan.policy.on_unproven is OnUnproven.HOLD or index is None or index + 1 == len(plan.phases):
+        return False
+    box, since = plan.phases[index].max_bake, getattr(settled, "since", now)
+    return box is not None and now >= since + box and all(r.acceptable for r in missing)
 
 
 def _first_of(results: Sequence[GateResult]) -> str:

@@ -18,6 +18,7 @@ class Why(StrEnum):
 
     STARTED = "started"
     GATES_PASSED = "gates_passed"
+    ACCEPTED = "accepted"
     BREACH = "breach"
     KILLED = "killed"
     DRIFT = "drift"

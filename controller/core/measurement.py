@@ -49,52 +49,6 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Histogram:
-    """
-    Requests of one arm by duration.
-
-    Args:
-        edges_s: Upper edges of the finite buckets, rising.
-        cumulative: Requests at or below each edge, one per edge.
-        total: All requests, those above the last edge included.
-    """
-
-    edges_s: tuple[float, ...]
-    cumulative: tuple[float, ...]
-    total: float
-    kind: Literal["histogram"] = "histogram"
-
-    def __post_init__(self) -> None:
-        if len(self.edges_s) != len(self.cumulative) or not self.edges_s:
-            raise ValueError(f"a histogram needs as many counts as edges, got {len(self.cumulative)} and {len(self.edges_s)}")
-        if any(b <= a for a, b in zip(self.edges_s, self.edges_s[1:], strict=False)):
-            raise ValueError("bucket edges must rise")
-        if any(b < a for a, b in zip(self.cumulative, self.cumulative[1:], strict=False)) or self.cumulative[-1] > self.total * (
-            1 + 1e-9
-        ):
-            raise ValueError("cumulative counts must not fall, and the total is the last of them")
-        if not math.isfinite(self.total) or self.total < 0 or not all(math.isfinite(c) and c >= 0 for c in self.cumulative):
-            raise ValueError("bucket counts must be finite and not negative")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moments:
-    """Count, sum and sum of squares of a quantity per request (US dollars for cost) of one arm."""
-
-    n: float
-    total: float
-    squares: float
-    kind: Literal["moments"] = "moments"
-
-    def __post_init__(self) -> None:
-        if not all(math.isfinite(v) and v >= 0 for v in (self.n, self.total, self.squares)):
-            raise ValueError(f"moments must be finite and not negative, got {self.n}, {self.total}, {self.squares}")
-
-
-Value = Counts | Histogram | Moments
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled:
     """
     Numbers were seen.
@@ -105,8 +59,8 @@ class Sampled:
         evidence: What they were read from.
     """
 
-    candidate: Value
-    baseline: Value | None = None
+    candidate: Counts
+    baseline: Counts | None = None
     evidence: tuple[Evidence, ...] = ()
     kind: Literal["sampled"] = "sampled"
 
@@ -129,4 +83,12 @@ class QueryFailed:
     kind: Literal["query_failed"] = "query_failed"
 
 
-Measurement = Sampled | NoData | QueryFailed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What this gate counts was read; the numbers lie in the row's gathered evidence (`controller.core.rollout.Gathered`)."""
+
+    evidence: tuple[Evidence, ...] = ()
+    kind: Literal["counted"] = "counted"
+
+
+Measurement = Sampled | NoData | QueryFailed | Counted

@@ -41,6 +41,20 @@ class GateMode(StrEnum):
     DRY_RUN = "dry_run"
 
 
+class Need(StrEnum):
+    """What a statistical gate asks for before traffic may be raised."""
+
+    PROOF = "proof"
+    """The data prove that the margin is kept."""
+    LEANING = "leaning"
+    """The data do not speak against it: for events so rare that a proof would take days."""
+
+
+class OnBreach(StrEnum):
+    ROLLBACK = "rollback"
+    PAUSE = "pause"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approval:
     """
@@ -76,6 +90,7 @@ class Phase:
         weight: Share of units, 0..100000 thousandths of a percent (mirrored share in SHADOW).
         bake: How long the phase must have lasted before it can be left upwards.
         approval: Needed to *enter* the phase; None for no approval.
+        max_bake: Time box: after so long without a proof, `Policy.on_unproven` says what is done; None waits on.
     """
 
     name: str
@@ -83,6 +98,7 @@ class Phase:
     weight: int
     bake: timedelta
     approval: Approval | None = None
+    max_bake: timedelta | None = None
 
     @property
     def live_weight(self) -> int:
@@ -95,13 +111,27 @@ class Phase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimit:
-    """The share of bad requests is at most `limit` (0..1). Indicators: error_ratio, timeout_ratio, availability."""
+    """
+    The share of bad requests is at most `limit` (0..1).
+
+    Args:
+        indicator: ``custom`` counts what `promql` selects, as ``bad`` and ``total`` or ``good`` and ``total``.
+        limit: Of the bad ones, 0..1 (1 - 0.999 for an availability of 99.9 %).
+        where: Label filters.
+        mode: What a breach does.
+        on_breach: Instead of the plan's; None for the plan's.
+        need: What it asks for before traffic is raised.
+        promql: Selectors of counters, for ``custom``.
+    """
 
     name: str
-    indicator: Literal["error_ratio", "timeout_ratio", "availability"]
+    indicator: Literal["error_ratio", "timeout_ratio", "availability", "fallback_success", "custom"]
     limit: float
     where: Mapping[str, str] = field(default_factory=dict)
     mode: GateMode = GateMode.ENFORCE
+    on_breach: OnBreach | None = None
+    need: Need = Need.PROOF
+    promql: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["rate_limit"] = "rate_limit"
 
 
@@ -110,11 +140,14 @@ class QuantileLimit:
     """The quantile (0..1) of an indicator in seconds is at most `limit_s`: at most 1 - quantile of the requests are slower."""
 
     name: str
-    indicator: Literal["latency", "ttft"]
+    indicator: Literal["latency", "ttft", "custom"]
     quantile: float
     limit_s: float
     where: Mapping[str, str] = field(default_factory=dict)
     mode: GateMode = GateMode.ENFORCE
+    on_breach: OnBreach | None = None
+    need: Need = Need.PROOF
+    promql: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["quantile_limit"] = "quantile_limit"
 
 
@@ -123,23 +156,29 @@ class QuantileIncrease:
     """The candidate's quantile exceeds that of the baseline beside it by at most `max_increase` (0.1 is 10 %)."""
 
     name: str
-    indicator: Literal["latency", "ttft"]
+    indicator: Literal["latency", "ttft", "custom"]
     quantile: float
     max_increase: float
     where: Mapping[str, str] = field(default_factory=dict)
     mode: GateMode = GateMode.ENFORCE
+    on_breach: OnBreach | None = None
+    need: Need = Need.PROOF
+    promql: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["quantile_increase"] = "quantile_increase"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeanIncrease:
-    """The candidate's mean per request exceeds that of the baseline beside it by at most `max_increase` (0.1 is 10 %)."""
+    """The candidate's mean exceeds that of the baseline beside it by at most `max_increase` (0.1 is 10 %); ``custom``: sum of `value` per `weight`."""
 
     name: str
-    indicator: Literal["cost_per_request"]
+    indicator: Literal["cost_per_request", "custom"]
     max_increase: float
     where: Mapping[str, str] = field(default_factory=dict)
     mode: GateMode = GateMode.ENFORCE
+    on_breach: OnBreach | None = None
+    need: Need = Need.PROOF
+    promql: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["mean_increase"] = "mean_increase"
 
 
@@ -148,23 +187,31 @@ class AtLeast:
     """Something must have happened at least `times` times in the rollout before the phase `by_phase` is left."""
 
     name: str
-    indicator: Literal["fallbacks"]
+    indicator: Literal["fallbacks", "custom"]
     times: int
     by_phase: str
     where: Mapping[str, str] = field(default_factory=dict)
     mode: GateMode = GateMode.ENFORCE
+    on_breach: OnBreach | None = None
+    promql: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["at_least"] = "at_least"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AtMost:
-    """Something may be the case at most `times` times at the moment of the look (firing alerts)."""
+    """
+    Something may be the case at most `times` times at the moment of the look (firing alerts; ``custom``: any query with one number).
+
+    A comparison of one number with another, at every look: it has no error probability, and says so.
+    """
 
     name: str
-    indicator: Literal["firing_alerts"]
-    times: int
+    indicator: Literal["firing_alerts", "custom"]
+    times: float
     where: Mapping[str, str] = field(default_factory=dict)
     mode: GateMode = GateMode.ENFORCE
+    on_breach: OnBreach | None = None
+    promql: Mapping[str, str] = field(default_factory=dict)
     kind: Literal["at_most"] = "at_most"
 
 
@@ -175,20 +222,41 @@ class Silence:
     name: str = "candidate-reports"
     where: Mapping[str, str] = field(default_factory=dict)
     mode: GateMode = GateMode.ENFORCE
+    on_breach: OnBreach | None = None
     kind: Literal["silence"] = "silence"
 
 
-Gate = RateLimit | QuantileLimit | QuantileIncrease | MeanIncrease | AtLeast | AtMost | Silence
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRatio:
+    """
+    The split that is measured is the split that was asked for: part of every plan.
+
+    Requests are not units (a busy user brings many), so the candidate's share may differ from the weight by a factor of 1 + `tolerance`;
+    beyond it the arms are not comparable, and nothing is raised. It never rolls back: it says nothing about the candidate.
+    """
+
+    name: str = "traffic-split"
+    tolerance: float = 0.25
+    where: Mapping[str, str] = field(default_factory=dict)
+    mode: GateMode = GateMode.ENFORCE
+    on_breach: OnBreach | None = None
+    kind: Literal["sample_ratio"] = "sample_ratio"
 
 
-class OnBreach(StrEnum):
-    ROLLBACK = "rollback"
-    PAUSE = "pause"
+Gate = RateLimit | QuantileLimit | QuantileIncrease | MeanIncrease | AtLeast | AtMost | Silence | SampleRatio
 
 
 class OnDrift(StrEnum):
     PAUSE = "pause"
     ROLLBACK = "rollback"
+
+
+class OnUnproven(StrEnum):
+    """What is done when a phase's `max_bake` has passed without a proof, although every estimate lies within its limit."""
+
+    HOLD = "hold"
+    ASK = "ask"
+    ACCEPT = "accept"
 
 
 class DeadManAction(StrEnum):
@@ -204,7 +272,11 @@ class Policy:
     Args:
         every: Time between gate checks (which may raise).
         guard_every: Time between looks of the guard (which only lowers).
-        confidence: Of the intervals shown and, shared out over gates and looks, of a breach; within 0.5..1.
+        confidence: 1 minus the probability that a whole rollout ends in a false rollback, and the same for a false promotion; within 0.5..1.
+        block: How long the usual burst lasts: what one block of this length may say is capped, and proofs grow by blocks.
+        evidence_required: Every statistical gate needs a proof, rare events too.
+        on_unproven: What is done at the end of a phase's `max_bake`.
+        ask: Whose approval accepts a step that is not proven; None unless `on_unproven` is ASK.
         min_requests: Requests of the candidate that a passing verdict needs.
         on_breach: What a breach does.
         on_drift: What a flag value that no decision explains does.
@@ -214,6 +286,10 @@ class Policy:
     every: timedelta = timedelta(minutes=15)
     guard_every: timedelta = timedelta(seconds=15)
     confidence: float = 0.95
+    block: timedelta = timedelta(seconds=60)
+    evidence_required: bool = False
+    on_unproven: OnUnproven = OnUnproven.HOLD
+    ask: Approval | None = None
     min_requests: int = 500
     on_breach: OnBreach = OnBreach.ROLLBACK
     on_drift: OnDrift = OnDrift.PAUSE
@@ -227,6 +303,10 @@ class Policy:
             raise PlanError(f"gates.min_requests: {self.min_requests} is not at least 1", ("gates", "min_requests"))
         if self.every <= timedelta(0) or self.guard_every <= timedelta(0):
             raise PlanError("gates.every and gates.guard_every must be longer than 0 s")
+        if self.block < self.guard_every:
+            raise PlanError("gates.block is shorter than gates.guard_every: a block holds at least one look", ("gates", "block"))
+        if (self.on_unproven is OnUnproven.ASK) != (self.ask is not None):
+            raise PlanError("gates.on_unproven: ask needs the groups that are asked (gates.ask)", ("gates", "on_unproven"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +344,7 @@ class Plan:
         environment, flag, unit: The flag that it moves and what the flag buckets.
         baseline, candidate: The two sides.
         profile: Which metric names the source has.
+        arms: Labels of each arm's series (``baseline``, ``candidate``, ``shadow``), instead of the profile's.
         phases: In order; weights of live phases rise and end at 100 %.
         gates: The rules, Silence included.
         policy: How they are run.
@@ -284,6 +365,7 @@ class Plan:
     owner: str = ""
     unit: str = "user"
     profile: str = "router"
+    arms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     freezes: tuple[Freeze, ...] = ()
     slack_channel: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -317,7 +399,12 @@ class Plan:
             for g in self.gates
             if not (isinstance(g, AtLeast) and order[g.by_phase] > phase)
             and not (isinstance(g, QuantileIncrease | MeanIncrease | Silence) and alone)
+            and not (isinstance(g, SampleRatio) and (alone or self.phases[phase].mode is Mode.SHADOW))
         )
+
+    def approval_of(self, entering: int) -> Approval | None:
+        """Whose approval entering a phase needs, or accepts an unproven one; None where nobody is asked."""
+        return self.phases[entering].approval or self.policy.ask
 
     def gates_before_start(self) -> tuple[Gate, ...]:
         """The gates that can be judged before the candidate has seen any traffic: what may be the case at most so often."""
@@ -343,6 +430,8 @@ def _check_phases(phases: tuple[Phase, ...]) -> None:
             )
         if phase.bake < timedelta(0):
             raise PlanError(f"phases: bake of {phase.name!r} is negative", (*at, "bake"))
+        if phase.max_bake is not None and phase.max_bake < phase.bake:
+            raise PlanError(f"phases: max_bake of {phase.name!r} is shorter than its bake", (*at, "max_bake"))
         if phase.mode is Mode.SHADOW:
             if live:
                 raise PlanError(f"phases: shadow phase {phase.name!r} comes after a live one; shadow comes first", (*at, "mode"))

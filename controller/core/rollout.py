@@ -130,12 +130,34 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
-    """What a decision rests on: each gate's measurement and verdict, and the exposure so far (requests)."""
+class Gathered:
+    """
+    The statistical evidence of a look, as JSON texts; a log may give references (``sha256:...``) in their place.
 
+    Args:
+        before: The case (`controller.core.evidence.case`) before the look; "" for the first one.
+        traffic: What happened since, in the phase that it happened in (`controller.codec.traffic_to_text`).
+        after: The case after it: the next look goes on from here.
+    """
+
+    before: str
+    traffic: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """
+    What a decision rests on: each gate's measurement and verdict, the exposure so far (requests), and the evidence gathered.
+
+    `at` is the time of the look, which the row follows by a moment; None where a person decided without looking.
+    """
+
+    at: datetime | None = None
     measurements: tuple[tuple[str, Measurement], ...] = ()
     results: tuple[GateResult, ...] = ()
     exposure: float | None = None
+    gathered: Gathered | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +241,7 @@ class Rollout:
         weights: What the flag must carry according to the log.
         applied: The decision ids that the flag may carry: the last one confirmed, "" before the first.
         exposure: Requests that the candidate answered, as last measured.
+        evidence: The case as it was last recorded, or a reference to it; "" before the first.
     """
 
     id: str
@@ -233,6 +256,7 @@ class Rollout:
     weights: Weights = field(default_factory=Weights)
     applied: str = ""
     exposure: float | None = None
+    evidence: str = ""
 
     @property
     def ended(self) -> bool:
@@ -290,6 +314,7 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
     except LogError as exc:
         raise LogError(f"row {entry.rollout_id}/{entry.seq}: {exc}") from None
     last_gate_check, troubled, exposure = rollout.last_gate_check, rollout.troubled, rollout.exposure
+    evidence = rollout.evidence
     weights, applied = rollout.weights, rollout.applied
     match entry.event:
         case Decided() as event:
@@ -299,6 +324,8 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
                 troubled = troubled + 1 if trouble else 0
             if event.observed.exposure is not None:
                 exposure = event.observed.exposure
+            if event.observed.gathered is not None:
+                evidence = event.observed.gathered.after
         case Applied() as event:
             weights, applied = event.weights, event.decision_id
         case Abandoned() as event:
@@ -319,6 +346,7 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
         weights=weights,
         applied=applied,
         exposure=exposure,
+        evidence=evidence,
     )
 
 

@@ -21,7 +21,18 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from controller.adapters.postgres.errors import reason, translated
 from controller.adapters.postgres.outbox import PostgresOutbox
-from controller.adapters.postgres.rows import GENESIS, Answer, Packed, columns, pack, references, row_hash, text_of, unpack
+from controller.adapters.postgres.rows import (
+    GENESIS,
+    REFERENCE,
+    Answer,
+    Packed,
+    columns,
+    pack,
+    references,
+    row_hash,
+    text_of,
+    unpack,
+)
 from controller.adapters.postgres.tables import CHAIN_LOCK, audit, audit_evidence, flag_holds, outbox
 from controller.codec import CodecError, notice_to_json
 from controller.core.notice import Notice
@@ -123,6 +134,16 @@ class PostgresAudit(PostgresOutbox):
             found = connection.execute(wanted).mappings().all()
         answers = {a["digest"]: text_of(Answer(digest=a["digest"], answer=a["answer"], encoding=a["encoding"])) for a in found}
         return _entry(row, answers)
+
+    def text(self, reference: str) -> str:
+        if not reference.startswith(REFERENCE):
+            return reference
+        digest = reference.removeprefix(REFERENCE)
+        with translated(AuditUnavailable, f"reading the text {digest[:12]}"), self._engine.connect() as connection:
+            row = connection.execute(select(audit_evidence).where(audit_evidence.c.digest == digest)).mappings().one_or_none()
+        if row is None:
+            raise AuditUnavailable(f"the log refers to a text {digest[:12]} that is not there")
+        return text_of(Answer(digest=digest, answer=row["answer"], encoding=row["encoding"]))
 
     def active(self) -> Sequence[str]:
         query = select(flag_holds.c.rollout_id).order_by(flag_holds.c.audit_id)

@@ -29,7 +29,7 @@ STATEMENT_TIMEOUT = "1h"
 _BATCH = 2000
 
 # A quote inside a JSON string is escaped, so that this matches keys of the event and nothing that somebody typed.
-_REFERENCES = re.compile(r'"answer":"sha256:([0-9a-f]{64})"')
+_REFERENCES = re.compile(r'"(?:answer|before|traffic|after)":"sha256:([0-9a-f]{64})"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

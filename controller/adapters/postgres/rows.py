@@ -6,6 +6,7 @@ every other column, so that a column changed for the eye of a reader breaks the 
 """
 
 import json
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ GENESIS = "0" * 64
 
 REFERENCE = "sha256:"
 """An answer in a stored event: this and the digest of the raw answer, which is in `audit_evidence`."""
+
+
+_REFERENCE = re.compile(r"sha256:[0-9a-f]{64}")
+
+GATHERED = ("before", "traffic", "after")
+"""Fields of an event's gathered evidence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +54,12 @@ def pack(event: Event) -> Packed:
     """
     data = event_to_json(event)
     answers: dict[str, Answer] = {}
-    for evidence in _evidence(data):
-        if evidence["answer"]:
-            stored = _store(evidence["answer"])
+    for holder, key in _long_texts(data):
+        # The case before a look is the one after the last, and was read from that row as a reference. An answer is never one.
+        if holder[key] and not (key in GATHERED and _REFERENCE.fullmatch(holder[key])):
+            stored = _store(holder[key])
             answers[stored.digest] = stored
-            evidence["answer"] = REFERENCE + stored.digest
+            holder[key] = REFERENCE + stored.digest
     # In order of their digests, so that two writers with common answers lock them in the same order.
     return Packed(event=_ascii(data), answers=tuple(answers[d] for d in sorted(answers)))
 
@@ -67,14 +75,14 @@ def unpack(event: str, answers: Mapping[str, str] | None = None) -> Event:
     """
     data = json.loads(event)
     if answers:
-        for evidence in _evidence(data):
-            evidence["answer"] = answers.get(evidence["answer"].removeprefix(REFERENCE), evidence["answer"])
+        for holder, key in _long_texts(data):
+            holder[key] = answers.get(holder[key].removeprefix(REFERENCE), holder[key])
     return event_from_json(data)
 
 
 def references(event: str) -> tuple[str, ...]:
-    """Digests of the answers that a stored event refers to."""
-    found = (e["answer"] for e in _evidence(json.loads(event)))
+    """Digests of the texts that a stored event refers to."""
+    found = (holder[key] for holder, key in _long_texts(json.loads(event)))
     return tuple({a.removeprefix(REFERENCE): None for a in found if a.startswith(REFERENCE)})
 
 
@@ -174,11 +182,17 @@ def row_hash(prev_hash: str, row: Mapping[str, Any]) -> str:
     return sha256(prev_hash.encode() + canonical(document)).hexdigest()
 
 
-def _evidence(data: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every evidence of an event in JSON, to read or to change in place."""
+def _long_texts(data: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Where an event in JSON keeps long texts (raw answers, evidence gathered): the object and its key, to read or to change in place."""
     observed = data.get("observed")
-    for _gate, measurement in observed.get("measurements", ()) if isinstance(observed, dict) else ():
-        yield from measurement.get("evidence", ())
+    if not isinstance(observed, dict):
+        return
+    for _gate, measurement in observed.get("measurements", ()):
+        for evidence in measurement.get("evidence", ()):
+            yield evidence, "answer"
+    if (gathered := observed.get("gathered")) is not None:
+        for key in GATHERED:
+            yield gathered, key
 
 
 def _store(answer: str) -> Answer:

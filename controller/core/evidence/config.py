@@ -201,6 +201,7 @@ class PhaseRule:
         alpha: False-promotion budget of this step.
         multiple: Margins are proven times this: early phases see little traffic and risk little.
         alone: No baseline runs beside the candidate (100 %): limits are judged by themselves.
+        wider: Multiple at which the evidence must stand for a step to be accepted without proof, after a time box.
     """
 
     name: str
@@ -208,6 +209,7 @@ class PhaseRule:
     alpha: float
     multiple: float
     alone: bool = False
+    wider: float | None = None
 
 
 def graduated(names: tuple[str, ...], shadows: tuple[bool, ...]) -> tuple[PhaseRule, ...]:
@@ -241,6 +243,7 @@ class EngineConfig:
         rungs: Severities of a breach; their alphas sum to at most `alpha_rollback`.
         alpha_rollback: Promise for the whole rollout.
         evidence_required: Every gate needs a proof, rare events too (strict).
+        interval_alpha: Of the intervals shown beside verdicts.
     """
 
     columns: tuple[str, ...]
@@ -252,6 +255,7 @@ class EngineConfig:
     rungs: tuple[Rung, ...] = RUNGS
     alpha_rollback: float = 0.05
     evidence_required: bool = False
+    interval_alpha: float = 0.05
     _index: dict[str, int] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ before that block, except how many requests it holds.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,8 +36,6 @@ DISSENT = -0.7
 
 LEANING = -0.5
 """A leaning gate opens unless this phase's data have cost its stake more than this: about two failures where less than one was expected."""
-
-INTERVAL_ALPHA = 0.05
 
 MINUTES_MAX = 5.0
 """Longer gaps than this between scrapes count as so many minutes."""
@@ -112,7 +111,10 @@ class Engine:
             raise ValueError(f"no phase {phase}, the plan has {len(self.config.phases)}")
         before = self.config.phases[self.phase] if self.phase >= 0 else None
         self.proof.begin(carry=before is not None and before.shadow and phase == self.phase + 1)
-        self.watch.begin(self._starts(phase), alone=self.config.phases[phase].alone)
+        if phase > self.furthest:
+            self.watch.begin(self._starts(phase), alone=self.config.phases[phase].alone)
+        else:
+            self.watch.again()
         self.phase, self.furthest = phase, max(self.furthest, phase)
         self.reference.enter()
         self._compile()
@@ -146,6 +148,7 @@ class Engine:
             A breach; it stays one from then on, and later steps are not judged.
         """
         if self.breach is not None:
+            self.tally += np.stack([step.cand, step.base])  # nothing is judged any more, but the numbers shown go on
             return self.breach
         if self.streams is None or not self.streams.ready:
             self._compile()
@@ -153,27 +156,57 @@ class Engine:
         return self.breach
 
     @property
+    def hindrance(self) -> str:
+        """Why no gate at all may open now, in a few words; "" if nothing stands in the way of all of them."""
+        if self.phase < 0:
+            return "no phase has begun"
+        if not self.proof.calm:
+            return "incident: the baseline itself is beyond a limit"
+        if bool((self.watch.combined() > SUSPICION).any()):
+            return "suspicion: a breach is likelier than not"
+        return ""
+
+    @property
     def may_proceed(self) -> tuple[bool, str]:
         """Whether every gate has earned its pass, and the sentence why not."""
-        if self.phase < 0:
-            return False, "no phase has begun"
-        if not self.proof.calm:
-            return False, "incident: the baseline itself is beyond a limit"
-        if bool((self.watch.combined() > SUSPICION).any()):
-            return False, "suspicion: a breach is likelier than not"
+        if hindrance := self.hindrance:
+            return False, hindrance
+        short = [f.gate for f in self.findings() if not f.met]
+        return (not short), ("proved" if not short else "not enough evidence: " + ", ".join(short))
+
+    def _standings(self) -> list["_Standing"]:
+        """How far each gate has come in this phase."""
         rule = self.config.phases[self.phase]
         needed = math.log(1 / rule.alpha)
         carried, fresh = self.proof.log_e(rule.multiple)
-        short = []
-        for gate, whole, own in zip(self._ordered, carried, fresh, strict=True):
-            need = self.config.need(gate)
-            if (need is Need.PROOF and (whole < needed or own < DISSENT)) or (need is Need.LEANING and own < LEANING):
-                short.append(gate.name)
-        return (not short), ("proved" if not short else "not enough evidence: " + ", ".join(short))
+        wider = carried if rule.wider is None else self.proof.log_e(rule.wider)[0]
+        found = []
+        for i, gate in enumerate(self._ordered):
+            need = self.need(gate)
+            whole, own = float(carried[i]), float(fresh[i])
+            match need:
+                case Need.PROOF:
+                    met, have, asked = whole >= needed and own >= DISSENT, whole, needed
+                case Need.LEANING:
+                    met, have, asked = own >= LEANING, own, LEANING
+                case Need.NOTHING:
+                    met, have, asked = True, whole, -math.inf
+            found.append(
+                _Standing(
+                    gate=gate, need=need, met=met, have=have, needed=asked, wider=rule.wider is not None and wider[i] >= needed
+                )
+            )
+        return found
+
+    def need(self, gate: Gate) -> Need:
+        """What a gate asks for in this phase: alone at 100 % the last step lies behind, so the data need only not speak against it."""
+        need = self.config.need(gate)
+        alone = self.phase >= 0 and self.config.phases[self.phase].alone
+        return Need.LEANING if alone and need is Need.PROOF and not self.config.evidence_required else need
 
     def verdict(self) -> Verdict:
         """The ruling with every metric's numbers."""
-        findings = tuple(self._findings()) if self.phase >= 0 else ()
+        findings = self.findings()
         if self.breach is not None:
             b = self.breach
             reason = f"{b.gate} is beyond its margin ({b.rung}): evidence e^{b.log_e:.1f}, needed e^{b.log_needed:.1f}"
@@ -246,8 +279,6 @@ class Engine:
 
     def _starts(self, phase: int) -> float:
         phases = self.config.phases
-        if phase <= self.furthest:
-            return 0.0  # entered again: its starts are spent
         shadow = SHADOW_WEIGHT if phases[0].shadow and len(phases) > 1 else 0.0
         if phase == 0 and shadow:
             return shadow
@@ -259,44 +290,50 @@ class Engine:
 
     # numbers for people ------------------------------------------------------------------------------------------------------------
 
-    def _findings(self) -> list[Finding]:
+    def findings(self) -> tuple[Finding, ...]:
+        """Every gate's numbers in the phase that has begun."""
+        if self.phase < 0:
+            return ()
         rule = self.config.phases[self.phase]
-        carried, _ = self.proof.log_e(rule.multiple)
+        watched = self.watch.log_e + self.watch.log_weight + math.log(len(self._ordered))
         found = []
-        for i, gate in enumerate(self._ordered):
-            need = self.config.need(gate)
-            needed = {Need.PROOF: math.log(1 / rule.alpha), Need.LEANING: LEANING, Need.NOTHING: -math.inf}[need]
-            observed, baseline, limit, interval, n, m = self._observed(gate)
-            have = float(carried[i])
+        for i, standing in enumerate(self._standings()):
+            observed, baseline, limit, interval, n, m = self._observed(standing.gate)
+            # Early phases prove a wider margin; what is beyond the plan's own all the same does not go on.
+            beyond = interval is not None and interval[0] > limit
             missing: float | None = None
-            if have >= needed:
+            if standing.have >= standing.needed:
                 missing = 0.0
-            elif have > 0.05 and n > 0:
-                missing = n * (needed - have) / have
+            elif standing.have > 0.05 and n > 0:
+                missing = n * (standing.needed - standing.have) / standing.have
             found.append(
                 Finding(
-                    gate=gate.name,
-                    need=need,
+                    gate=standing.gate.name,
+                    need=standing.need,
+                    met=standing.met and not beyond,
+                    beyond=beyond,
+                    multiple=rule.multiple,
+                    acceptable=standing.wider and not beyond,
                     observed=observed,
                     baseline=baseline,
                     limit=limit,
                     interval=interval,
                     requests=n,
                     requests_baseline=m,
-                    log_e_breach=float(self.watch.log_e[:, i].max()),
-                    log_e_proof=have,
-                    log_e_needed=needed,
+                    log_e_breach=float((watched[:, i] - self.watch.threshold).max()),
+                    log_e_proof=standing.have,
+                    log_e_needed=standing.needed,
                     missing=missing,
                 )
             )
-        return found
+        return tuple(found)
 
     def _observed(self, gate: Gate) -> tuple[float, float, float, tuple[float, float] | None, float, float]:
         cand, base = self.tally
         if isinstance(gate, RateLimit):
             bad, total = self.config.column(gate.bad), self.config.column(gate.total)
             x, n = float(min(cand[bad], cand[total])), float(cand[total])
-            interval = proportion_interval(x, n, INTERVAL_ALPHA, gate.limit) if n > 0 else None
+            interval = proportion_interval(x, n, self.config.interval_alpha, gate.limit) if n > 0 else None
             return _over(x, n), _over(float(base[bad]), float(base[total])), gate.limit, interval, n, float(base[total])
         if isinstance(gate, MeanMargin):
             amount, count = self.config.column(gate.amount), self.config.column(gate.count)
@@ -305,7 +342,7 @@ class Engine:
             return _over(own, other), other, 1 + gate.margin, self._mean_interval(gate, own, other, n, m), n, m
         h = self.config.histogram(gate.histogram)
         n, m = float(cand[h.total]), float(base[h.total])
-        alpha = INTERVAL_ALPHA / 2 if isinstance(gate, QuantileMargin) else INTERVAL_ALPHA
+        alpha = self.config.interval_alpha / 2 if isinstance(gate, QuantileMargin) else self.config.interval_alpha
         low, a, high = _quantiles(h.edges, cand[h.first : h.total + 1], gate.q, alpha)
         base_low, b, base_high = _quantiles(h.edges, base[h.first : h.total + 1], gate.q, alpha)
         seen = n > 0 and m > 0
@@ -319,8 +356,20 @@ class Engine:
         if not (s2 > 0 and n > 0 and m > 0 and other > 0):
             return None
         ratio = own / other
-        half = mean_halfwidth(s2 * ratio * ratio * (1 / n + 1 / m), INTERVAL_ALPHA) / other
+        half = mean_halfwidth(s2 * ratio * ratio * (1 / n + 1 / m), self.config.interval_alpha) / other
         return max(ratio - half, 0.0), ratio + half
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Standing:
+    """A gate, what it needs in this phase, how much it has (log e-values), and whether the step could be accepted without a proof."""
+
+    gate: Gate
+    need: Need
+    met: bool
+    have: float
+    needed: float
+    wider: bool
 
 
 def _over(a: float, b: float) -> float:

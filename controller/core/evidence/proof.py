@@ -35,7 +35,7 @@ class Proof:
         limits = [g for g in config.gates if isinstance(g, QuantileLimit)]
         margins = [g for g in config.gates if isinstance(g, QuantileMargin)]
         averages = [g for g in config.gates if isinstance(g, MeanMargin)]
-        self.multiples = tuple(sorted({p.multiple for p in config.phases}))
+        self.multiples = tuple(sorted({m for p in config.phases for m in (p.multiple, p.wider) if m is not None}))
         self.nr, self.nq, self.nm, self.nc = len(rates), len(limits), len(margins), len(averages)
         k = np.array(self.multiples)
         self.limit: Array = np.array([g.limit for g in rates])

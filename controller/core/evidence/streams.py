@@ -116,7 +116,8 @@ def compile_streams(config: EngineConfig, recent: Array) -> Streams:
     rates = [g for g in config.gates if isinstance(g, RateLimit)]
     limits = [g for g in config.gates if isinstance(g, QuantileLimit)]
     margins = [g for g in config.gates if isinstance(g, QuantileMargin)]
-    multiples = tuple(sorted({r.multiple for r in config.rungs} | {p.multiple for p in config.phases} | {1.0}))
+    of_phases = {m for p in config.phases for m in (p.multiple, p.wider) if m is not None}
+    multiples = tuple(sorted({r.multiple for r in config.rungs} | of_phases | {1.0}))
     shapes: dict[str, Shape | None] = {}
     for h in config.histograms:
         counts = recent[h.first : h.total + 1]

@@ -26,14 +26,19 @@ class Finding:
 
     Args:
         gate: Name of the gate.
-        need: What it asks for.
+        need: What it asks for in this phase.
+        met: Whether it has got it, and the interval does not lie beyond the limit.
+        beyond: The whole interval lies beyond the limit.
+        multiple: How many times the margin this phase proves.
+        acceptable: At a margin half a step wider the proof would stand: what a time box may accept.
         observed: Candidate's value in this phase (rate, quantile, or ratio to the baseline); NaN without data.
         baseline: Baseline's value in the gate's own unit; NaN without data.
         limit: The gate's limit in the unit of `observed`.
         interval: Anytime-valid 95 % interval in the unit of `observed`; None without data.
         requests: Candidate's trials in this phase.
         requests_baseline: Baseline's.
-        log_e_breach: Log e-value against "within the margin", largest over the rungs.
+        log_e_breach: Log of (this gate's part of the evidence against "within the margin" over what a rollback needs), largest over the
+            rungs; 0 would decide alone.
         log_e_proof: Log e-value against "at or beyond the margin" at this phase's multiple.
         log_e_needed: What `log_e_proof` must reach; 0 for a leaning gate, -inf if nothing is asked.
         missing: Candidate's requests until then at the rate seen so far; 0 when proven, None if the data do not lean that way.
@@ -41,6 +46,10 @@ class Finding:
 
     gate: str
     need: Need
+    met: bool
+    beyond: bool
+    multiple: float
+    acceptable: bool
     observed: float
     baseline: float
     limit: float
@@ -51,10 +60,6 @@ class Finding:
     log_e_proof: float
     log_e_needed: float
     missing: float | None
-
-    @property
-    def met(self) -> bool:
-        return self.log_e_proof >= self.log_e_needed
 
     @property
     def text(self) -> str:

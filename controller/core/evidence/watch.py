@@ -109,6 +109,10 @@ class Watch:
             self.wealth.run[own] = 0.0
         self.alone = alone
         self.wealth.begin(weight)
+        self.again()
+
+    def again(self) -> None:
+        """The phase is entered anew, after a pause: its starts go on being spread, half-filled blocks are dropped."""
         self.mean_block[:] = 0
         self.rate_block[:] = 0
         self.rate_age = 0.0

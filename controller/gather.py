@@ -1,0 +1,172 @@
+"""
+The evidence of a look: what was recorded, what happened since, and what each gate is worth with both.
+
+It stands between `tick`, which decides, and the ports: it asks the metric source for the traffic since the last look and feeds it to the rollout's
+case. Its one rule: the audit log is the only memory. What is kept between looks (`CaseShelf`) saves reading it again and nothing else:
+a look without it comes to the same numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from controller.codec import readings_to_text
+from controller.core.evidence.case import Case
+from controller.core.gates import GateResult, judge_all
+from controller.core.measurement import Counted, Counts, Measurement, NoData, QueryFailed, Sampled
+from controller.core.plan import Gate, SampleRatio
+from controller.core.rollout import AwaitingApproval, Baking, Gathered, Observed, Pending, Rollout, settled_of
+from controller.core.traffic import REQUESTS, Reading, TrafficRead, question_of
+from controller.ports import AuditLog, MetricSource, Scope
+from controller.shelf import CaseShelf, Shelved
+
+RECENT_LEAST = timedelta(seconds=15)
+"""Silence is judged on at least so much traffic, however often the gates are checked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a look found, before anything is decided. `observed` is what its row would hold."""
+
+    at: datetime
+    measurements: tuple[tuple[str, Measurement], ...] = ()
+    results: tuple[GateResult, ...] = ()
+    exposure: float | None = None
+    shelved: Shelved | None = None
+
+    def observed(self) -> Observed:
+        """Made only for looks that are recorded: the guard's quiet ones are not."""
+        gathered = None
+        if self.shelved is not None:
+            text = readings_to_text(self.shelved.readings)
+            gathered = Gathered(before=self.shelved.recorded, traffic=text, after=self.shelved.case.text())
+        return Observed(
+            at=self.at, measurements=self.measurements, results=self.results, exposure=self.exposure, gathered=gathered
+        )
+
+
+def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: CaseShelf, now: datetime) -> Look:
+    """
+    Measure and judge the gates of the phase that the rollout is in.
+
+    Args:
+        rollout: As the log tells it.
+        audit: To read the recorded case.
+        metrics: To ask.
+        shelf: Of this process.
+        now: The database's clock.
+
+    Raises:
+        AuditUnavailable: the recorded case cannot be read.
+    """
+    plan, settled = rollout.plan, settled_of(rollout.state)
+    if settled is None or isinstance(settled, Pending) or settled.phase is None:
+        gates = plan.gates_before_start()
+        if not gates:
+            return Look(at=now)
+        measured = metrics.measure(gates, scope_of(rollout, "candidate", rollout.opened_at, now))
+        seen = dict(zip((g.name for g in gates), measured.measurements, strict=True))
+        return _look(rollout, gates, seen, now, measured.exposure, since=rollout.opened_at)
+    assert isinstance(settled, Baking | AwaitingApproval)
+    phase, since = settled.phase, settled.since
+    gates = plan.gates_of(phase)
+    scope = scope_of(rollout, "candidate" if plan.phases[phase].live_weight else "shadow", since, now)
+    asked = tuple(g for g in gates if question_of(g) is None and not isinstance(g, SampleRatio))
+    measured = metrics.measure(asked, scope)
+    seen = dict(zip((g.name for g in asked), measured.measurements, strict=True))
+
+    recorded = rollout.evidence
+    at_hand = shelf.take(rollout.id, recorded)
+    case = Case.of(plan, audit.text(recorded)) if at_hand is None else at_hand.case
+    readings = () if at_hand is None else at_hand.readings
+    read = metrics.traffic(case.questions, scope, case.ledger)
+    if read.traffic is not None:
+        reading = Reading(phase=phase, since=since, traffic=read.traffic)
+        case.take(reading)
+        case.ledger = read.ledger
+        readings = _with(readings, reading)
+    seen |= counted(gates, read, case)
+    shelved = Shelved(recorded=recorded, case=case, readings=readings) if readings else None
+    look = _look(rollout, gates, seen, now, measured.exposure, since=since, shelved=shelved)
+    if shelved is not None:
+        shelf.put(rollout.id, shelved)
+    return look
+
+
+def counted(gates: Sequence[Gate], read: TrafficRead, case: Case) -> dict[str, Measurement]:
+    """The measurements of the gates that are judged from traffic."""
+    found: dict[str, Measurement] = {}
+    for gate in gates:
+        question = question_of(gate)
+        key = REQUESTS if isinstance(gate, SampleRatio) else "" if question is None else question.key
+        if not key:
+            continue
+        evidence = read.evidence.get(key, ())
+        if read.traffic is None:
+            found[gate.name] = QueryFailed(reason=read.failure, evidence=evidence)
+        elif (problem := read.traffic.problems.get(key, "")) and (isinstance(gate, SampleRatio) or not case.counts(gate.name)):
+            found[gate.name] = QueryFailed(reason=problem, evidence=evidence)
+        elif isinstance(gate, SampleRatio):
+            candidate, baseline = (Counts(bad=0.0, total=n) for n in case.requests)
+            found[gate.name] = Sampled(candidate=candidate, baseline=baseline, evidence=evidence)
+        elif not case.counts(gate.name):
+            found[gate.name] = NoData(reason="no series of either arm has shown its buckets yet", evidence=evidence)
+        else:
+            found[gate.name] = Counted(evidence=evidence)
+    return found
+
+
+def scope_of(rollout: Rollout, arm: str, since: datetime, now: datetime) -> Scope:
+    """Whose traffic a look asks for."""
+    plan = rollout.plan
+    return Scope(
+        environment=plan.environment,
+        flag=plan.flag,
+        arm=arm,
+        since=since,
+        recent=max(plan.policy.every, RECENT_LEAST),
+        opened_at=rollout.opened_at,
+        at=now,
+        step=plan.policy.guard_every,
+        profile=plan.profile,
+        models={"baseline": plan.baseline.model, "candidate": plan.candidate.model},
+        arms=plan.arms,
+        history_step=plan.policy.block,
+    )
+
+
+def _look(
+    rollout: Rollout,
+    gates: Sequence[Gate],
+    seen: Mapping[str, Measurement],
+    now: datetime,
+    exposure: float | None,
+    *,
+    since: datetime,
+    shelved: Shelved | None = None,
+) -> Look:
+    weighed = {} if shelved is None else shelved.case.weighed()
+    return Look(
+        at=now,
+        measurements=tuple((g.name, seen[g.name]) for g in gates),
+        results=judge_all(rollout.plan, rollout.phase or 0, seen, weighed, now - since),
+        exposure=exposure,
+        shelved=shelved,
+    )
+
+
+def _with(readings: tuple[Reading, ...], new: Reading) -> tuple[Reading, ...]:
+    """
+    Readings and one more; in one piece with the last where nothing is lost by it.
+
+    A guard reads a few beats at a time, and what a row tells should not depend on how often it looked.
+    """
+    if not readings:
+        return (new,)
+    last, t = readings[-1], new.traffic
+    ends = last.traffic.beats[-1].at if last.traffic.beats else last.traffic.since
+    same = (last.phase, last.since, dict(last.traffic.edges), last.traffic.step) == (new.phase, new.since, dict(t.edges), t.step)
+    if not same or t.history or ends != t.since:
+        return (*readings, new)
+    whole = replace(last.traffic, beats=(*last.traffic.beats, *t.beats), problems=t.problems, absent=t.absent)
+    return (*readings[:-1], replace(last, traffic=whole))

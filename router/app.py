@@ -19,6 +19,7 @@ import orjson
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from router.config import RouterConfig
+from router.drills import DRILL_HEADER, FALLBACK, DrillDoor
 from router.engine import ChatRequest, Engine, Reply
 from router.errors import ApiError, missing, model_not_found, wrong_type
 from router.flags import FlagTable
@@ -48,6 +49,7 @@ class RouterApp:
     Args:
         lifespan: Opened at start-up and closed at shutdown; yields the engine.
         ready: Whether requests should come here yet.
+        drills: Says which requests are drills.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class RouterApp:
         flags: FlagTable,
         lifespan: Callable[[], AbstractAsyncContextManager[Engine]],
         ready: Callable[[], bool],
+        drills: DrillDoor,
     ) -> None:
         self.engine: Engine | None = None
         self._config = config
@@ -64,6 +67,7 @@ class RouterApp:
         self.flags = flags
         self._lifespan = lifespan
         self._ready = ready
+        self._drills = drills
         self._started_at = int(time.time())
         self._body_timeout_s = config.body_timeout.total_seconds()
 
@@ -113,7 +117,10 @@ class RouterApp:
         except TimeoutError:
             error = ApiError(status=408, message=f"The request did not arrive within {self._body_timeout_s:g}s.")
             return await _fail(send, request_id, error, [(b"connection", b"close")])
-        request = _parse(body, headers, request_id) if body is not None else self._too_large()
+        drill = self._drills.asked(headers)
+        if isinstance(drill, ApiError):
+            return await _fail(send, request_id, drill)
+        request = _parse(body, headers, request_id, drill=drill) if body is not None else self._too_large()
         if isinstance(request, ApiError):
             return await _fail(send, request_id, request)
         caller = asyncio.current_task()
@@ -163,18 +170,23 @@ class RouterApp:
 
     def _models(self, _path: str) -> tuple[int, bytes, bytes]:
         assert self.engine is not None, "the lifespan comes first"
-        names = self.engine.selector.names()
-        return 200, b"application/json", orjson.dumps({"object": "list", "data": [self._shown(name) for name in names]})
+        data = [self._shown(self.engine, name) for name in self.engine.selector.names()]
+        return 200, b"application/json", orjson.dumps({"object": "list", "data": data})
 
     def _model(self, path: str) -> tuple[int, bytes, bytes]:
         assert self.engine is not None, "the lifespan comes first"
         name = path.removeprefix("/v1/models/")
         if name not in self.engine.selector.names():
             return 404, b"application/json", model_not_found(name).body()
-        return 200, b"application/json", orjson.dumps(self._shown(name))
+        return 200, b"application/json", orjson.dumps(self._shown(self.engine, name))
 
-    def _shown(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self._started_at, "owned_by": "penstock"}
+    def _shown(self, engine: Engine, name: str) -> dict[str, Any]:
+        """As OpenAI shows a model; of a name that a flag decides about also which one, for those who send drills."""
+        shown = {"id": name, "object": "model", "created": self._started_at, "owned_by": "penstock"}
+        route = engine.selector.route_for(name)
+        if route is None or route.flag is None:
+            return shown
+        return shown | {"penstock": {"environment": self._config.environment, "route": route.name, "flag": route.flag}}
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -214,7 +226,7 @@ def _headers(scope: Scope) -> dict[bytes, bytes]:
     return found
 
 
-def _parse(body: bytes, headers: dict[bytes, bytes], request_id: bytes) -> ChatRequest | ApiError:
+def _parse(body: bytes, headers: dict[bytes, bytes], request_id: bytes, *, drill: bool) -> ChatRequest | ApiError:
     try:
         data = orjson.loads(body)
     except orjson.JSONDecodeError as exc:
@@ -237,6 +249,7 @@ def _parse(body: bytes, headers: dict[bytes, bytes], request_id: bytes) -> ChatR
         request_id=request_id.decode(),
         unit_header=_text(headers.get(b"x-penstock-unit")),
         authorization=_text(headers.get(b"authorization")),
+        drill=drill,
     )
 
 
@@ -264,6 +277,8 @@ async def _reply(send: Send, request_id: bytes, reply: Reply) -> None:
         (b"x-penstock-arm", reply.arm.encode()),
         (b"x-penstock-fallback", b"true" if reply.fallback else b"false"),
     ]
+    if reply.drill:
+        served.append((DRILL_HEADER, FALLBACK))
     if reply.error is not None:
         return await _fail(send, request_id, reply.error, served if reply.arm else ())
     if reply.events is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from router.attempt import Failed
 from router.config import RouterConfig
 from router.logs import get_logger
-from router.metrics import ArmSeries, Outcome, RouterMetrics
+from router.metrics import ArmSeries, FallbackReason, Outcome, RouterMetrics
 from router.selection import Arm
 from router.usage import Rates, Tokens, estimated
 
@@ -20,13 +20,20 @@ log = get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestKey:
-    """Whose result a request is: the labels that its metrics share. `model` is the assigned one."""
+    """
+    Whose result a request is: the labels that its metrics share.
+
+    Args:
+        model: The assigned one.
+        drill: A synthetic request: its fallbacks count as fallbacks, and nothing of it counts for or against the arm.
+    """
 
     route: str
     flag: str
     arm: Arm
     model: str
     streaming: bool
+    drill: bool = False
 
 
 class Ledger:
@@ -46,8 +53,8 @@ class Ledger:
         return Attempt(self, key, model, request_bytes, assigned)
 
     def unavailable(self, key: RequestKey) -> None:
-        """A user's request that nobody answered; a mirrored copy has no user."""
-        if key.arm != "shadow":
+        """A user's request that nobody answered; a mirrored copy and a drill have no user."""
+        if key.arm != "shadow" and not key.drill:
             self.metrics.arm(key.route, key.flag, key.arm, key.model, key.streaming).unavailable.inc()
 
 
@@ -134,6 +141,7 @@ class Attempt:
                 tokens_in=tokens.input if tokens else None,
                 tokens_out=tokens.output if tokens else None,
                 fallback=not self.assigned,
+                drill=key.drill,
             )
 
     def _settle(self, outcome: Outcome) -> None:
@@ -141,11 +149,13 @@ class Attempt:
         self.outcome = outcome
         key = self._key
         if self.assigned:
-            self._series.requests[outcome].inc()
+            if not key.drill:
+                self._series.requests[outcome].inc()
         elif outcome not in ("cancelled", "client_error"):
             # A fallback that refuses the request as well says something of the request, and nothing of the fallback.
             metrics = self._ledger.metrics
-            metrics.fallback(key.route, key.flag, key.arm, key.model, key.streaming, self.model, outcome == "ok")
+            why: FallbackReason = "drill" if key.drill else "failure"
+            metrics.fallback(key.route, key.flag, key.arm, key.model, key.streaming, self.model, outcome == "ok", why)
 
 
 class Refusal:

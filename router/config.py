@@ -172,6 +172,17 @@ class Shadow(_Spec):
     drain: PositiveDuration = timedelta(seconds=5)
 
 
+class Drills(_Spec):
+    """
+    Synthetic failures of the candidate, which exercise the fallback. Without this part they are refused.
+
+    Args:
+        token_env: The environment variable that holds the token of those who may send them.
+    """
+
+    token_env: EnvName
+
+
 class Caps(_Spec):
     input_tokens: PositiveInt | None = None
     output_tokens: PositiveInt | None = None
@@ -202,6 +213,7 @@ class RouterConfig(_Spec):
     models: Annotated[list[Model], Field(min_length=1)]
     routes: list[Route] = []
     shadow: Shadow = Shadow()
+    drills: Drills | None = None
     max_body_bytes: PositiveInt = 32 * 1024 * 1024
     body_timeout: PositiveDuration = timedelta(seconds=30)
     log_requests: bool = False

@@ -10,7 +10,7 @@ endings are a whole answer or an error.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,7 +25,7 @@ from router.errors import ApiError, model_not_found
 from router.flags import FlagTable, track
 from router.logs import get_logger
 from router.metrics import RouterMetrics
-from router.selection import Plan, Selector, Step, payload, unit_of
+from router.selection import NoDrill, Plan, Selector, Step, payload, unit_of
 
 log = get_logger()
 
@@ -42,6 +42,7 @@ class ChatRequest:
         request_id: Goes upstream as ``x-request-id``.
         unit_header: The header ``x-penstock-unit``.
         authorization: The header of that name.
+        drill: A synthetic request: the candidate fails without being asked.
     """
 
     body: Mapping[str, Any]
@@ -50,6 +51,7 @@ class ChatRequest:
     request_id: str
     unit_header: str | None = None
     authorization: str | None = None
+    drill: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,7 @@ class Reply:
         arm: Whose result this request is.
         fallback: True when another than the assigned model answered.
         events: Must be closed (``aclosing``), read to the end or not.
+        drill: It answers a drill that took place.
     """
 
     status: int
@@ -71,6 +74,7 @@ class Reply:
     body: bytes = b""
     events: AsyncGenerator[bytes, None] | None = None
     error: ApiError | None = None
+    drill: bool = False
 
 
 class Engine:
@@ -101,10 +105,11 @@ class Engine:
 
     async def chat(self, request: ChatRequest) -> Reply:
         model = request.body["model"]
+        if request.drill:
+            return await self._drill(model, request)
         plan = self._plan(model, request)
         if plan is None:
-            error = model_not_found(model)
-            return Reply(status=error.status, model="", arm="", fallback=False, error=error)
+            return _unplanned(model_not_found(model))
         if plan.mirror is None:
             return await self._attempts(plan, request)
         answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -136,6 +141,18 @@ class Engine:
                         if side.model not in self._targets:
                             log.error("flag_model_unknown", flag=flag.key, route=route.name, model=side.model)
 
+    async def _drill(self, model: str, request: ChatRequest) -> Reply:
+        """The same attempts as for a user whose candidate has failed; see `_try` for the one that is left out."""
+        route = self.selector.route_for(model)
+        plan = self.selector.drill(model, self._flags.get(route.flag) if route is not None and route.flag else None, self._now())
+        match plan:
+            case None:
+                return _unplanned(model_not_found(model))
+            case NoDrill(code=code, text=text):
+                return _unplanned(ApiError(status=409, message=f"No drill now: {text}.", code=code, retryable=False))
+            case Plan():
+                return replace(await self._attempts(plan, request), drill=True)
+
     def _plan(self, model: str, request: ChatRequest) -> Plan | None:
         route = self.selector.route_for(model)
         flag = self._flags.get(route.flag) if route is not None and route.flag else None
@@ -150,7 +167,8 @@ class Engine:
         return plan
 
     async def _attempts(self, plan: Plan, request: ChatRequest) -> Reply:
-        key = RequestKey(route=plan.route, flag=plan.flag, arm=plan.arm, model=plan.steps[0].model, streaming=request.stream)
+        first = plan.steps[0].model
+        key = RequestKey(route=plan.route, flag=plan.flag, arm=plan.arm, model=first, streaming=request.stream, drill=plan.drill)
         failures: list[tuple[str, Failed]] = []
         with Refusal() as refusal:
             for i, step in enumerate(plan.steps):
@@ -174,6 +192,7 @@ class Engine:
                     outcome=reply.outcome,
                     detail=reply.detail,
                     next_model=plan.steps[i + 1].model if i + 1 < len(plan.steps) else None,
+                    drill=plan.drill,
                 )
         self.ledger.unavailable(key)
         error = _nobody(failures)
@@ -187,6 +206,8 @@ class Engine:
             Booked, but for two cases: a stream, which its events book at their end, and a refusal (``client_error``), which the
             caller books, since whose fault it is shows only in what others say to the same request.
         """
+        if key.drill and attempt.assigned:
+            return attempt.never_sent(_DRILLED)
         call = self._stream if request.stream else self._json
         return await call(request, step, attempt, key)
 
@@ -201,7 +222,7 @@ class Engine:
             attempt.cancelled()
             raise
         if isinstance(result, Failed):
-            return _booked(attempt, result)
+            return _booked(attempt, _judged(result, target, request))
         attempt.completed(result.tokens, result.text_bytes)
         return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, body=result.body)
 
@@ -217,7 +238,7 @@ class Engine:
             stream.close()
             raise
         if failed is not None:
-            return _booked(attempt, failed)
+            return _booked(attempt, _judged(failed, target, request))
         attempt.first_token()
         events = self._events(stream, attempt, key, request)
         return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, events=events)
@@ -297,6 +318,24 @@ class Engine:
         """How long a refused copy waits for the user's own answer: as long as it might have taken to answer itself."""
         target = self._targets[step.model]
         return target.stream_s if request.stream else target.request_s
+
+
+_DRILLED = Failed(outcome="error", detail="failed on purpose, as a drill asked; it was not called")
+
+
+def _unplanned(error: ApiError) -> Reply:
+    return Reply(status=error.status, model="", arm="", fallback=False, error=error)
+
+
+def _judged(failed: Failed, target: Target, request: ChatRequest) -> Failed:
+    """
+    A drill's own key that a provider refuses says nothing of the fallback: users come with keys of theirs. It is the drill's own fault, and
+    counts neither way.
+    """
+    if request.drill and target.forward_authorization and failed.status in (401, 403):
+        detail = f"{failed.detail}; {target.provider} wants a key of the sender's in the header authorization"
+        return replace(failed, outcome="client_error", detail=detail)
+    return failed
 
 
 def _booked(attempt: Attempt, failed: Failed) -> Failed:

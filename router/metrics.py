@@ -8,6 +8,7 @@ counting.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -18,6 +19,7 @@ from router.selection import Arm
 
 Outcome = Literal["ok", "error", "timeout", "rate_limited", "client_error", "cancelled"]
 ShadowOutcome = Literal["mirrored", "failed", "skipped_concurrency"]
+FallbackReason = Literal["failure", "drill"]
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
@@ -76,7 +78,7 @@ class RouterMetrics:
         self._cost_squared = counter("penstock_cost_usd_squared", "Sum over requests of the squared price.", *_COMMON)
         self._cost_requests = counter("penstock_cost_requests", "Requests in the two cost counters.", *_COMMON)
         self._fallbacks = counter(
-            "penstock_fallbacks", "Fallbacks after the assigned model failed.", *_COMMON, "to_model", "outcome"
+            "penstock_fallbacks", "Fallbacks after the assigned model failed.", *_COMMON, "to_model", "outcome", "reason"
         )
         shadow = [label for label in _COMMON if label != "streaming"]
         self._shadow = counter("penstock_shadow", "Mirrored copies, by outcome.", *shadow, "outcome")
@@ -121,8 +123,10 @@ class RouterMetrics:
         self._models[model] = made
         return made
 
-    def fallback(self, route: str, flag: str, arm: Arm, model: str, streaming: bool, to_model: str, ok: bool) -> None:
-        self._fallback(route, flag, arm, model, streaming, to_model, ok).inc()
+    def fallback(
+        self, route: str, flag: str, arm: Arm, model: str, streaming: bool, to_model: str, ok: bool, reason: FallbackReason
+    ) -> None:
+        self._fallback(route, flag, arm, model, streaming, to_model, ok, reason).inc()
 
     def shadow(self, route: str, flag: str, model: str, outcome: ShadowOutcome) -> None:
         self._shadow.labels(self.environment, flag, route, "shadow", model, outcome).inc()
@@ -136,15 +140,17 @@ class RouterMetrics:
 
     def prime_default(self, route: str, flag: str, model: str, fallbacks: Sequence[str]) -> None:
         """The series of a route before its flag was seen, and of one without a flag."""
-        self._prime_arm(route, flag, "baseline", model, fallbacks)
+        self._prime_arm(route, flag, "baseline", model, [f for f in fallbacks if f != model])
         if flag:
             self._unit_missing.labels(self.environment, flag)
 
     def prime_flag(self, route: str, flag: RouteFlag, fallbacks: Sequence[str]) -> None:
         """The series of a flag's two arms and its shadow, before any request."""
         control, candidate = flag.control.model, flag.candidate.model
-        self._prime_arm(route, flag.key, "baseline", control, fallbacks)
-        self._prime_arm(route, flag.key, "candidate", candidate, [control, *fallbacks])
+        self._prime_arm(route, flag.key, "baseline", control, [f for f in fallbacks if f != control])
+        # The control may be the candidate's own model with other params, and is tried then all the same.
+        after = [control, *(f for f in fallbacks if f != candidate)]
+        self._prime_arm(route, flag.key, "candidate", candidate, after, drills=True)
         for streaming in (False, True):
             self.arm(route, flag.key, "shadow", candidate, streaming)
         for outcome in get_args(ShadowOutcome):
@@ -154,17 +160,18 @@ class RouterMetrics:
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
 
-    def _prime_arm(self, route: str, flag: str, arm: Arm, model: str, fallbacks: Sequence[str]) -> None:
+    def _prime_arm(self, route: str, flag: str, arm: Arm, model: str, fallbacks: Sequence[str], *, drills: bool = False) -> None:
+        reasons: tuple[FallbackReason, ...] = ("failure", "drill") if drills else ("failure",)
         for streaming in (False, True):
             self.arm(route, flag, arm, model, streaming)
-            for to_model in fallbacks:
-                if to_model != model:
-                    self._fallback(route, flag, arm, model, streaming, to_model, True)
-                    self._fallback(route, flag, arm, model, streaming, to_model, False)
+            for to_model, ok, reason in product(fallbacks, (True, False), reasons):
+                self._fallback(route, flag, arm, model, streaming, to_model, ok, reason)
 
-    def _fallback(self, route: str, flag: str, arm: Arm, model: str, streaming: bool, to_model: str, ok: bool) -> Counter:
+    def _fallback(
+        self, route: str, flag: str, arm: Arm, model: str, streaming: bool, to_model: str, ok: bool, reason: FallbackReason
+    ) -> Counter:
         labels = (self.environment, flag, route, arm, model, "true" if streaming else "false")
-        return self._fallbacks.labels(*labels, to_model, "ok" if ok else "failed")
+        return self._fallbacks.labels(*labels, to_model, "ok" if ok else "failed", reason)
 
 
 def weight_in_force(flag: RouteFlag | None, lapsed: bool) -> int:

@@ -39,9 +39,10 @@ class Plan:
         arm: Whose result this request is.
         steps: The assigned model, then its fallbacks, none twice.
         mirror: Gets a copy whose answer nobody sees.
+        drill: A synthetic request: the first step is not made but taken as failed.
         refusal_checked: The first step is the candidate and the second the control, which has the say on whose fault it is when
             the candidate refuses the request.
-        reason: Why this arm: `flagspec.Assignment.reason`, or ``no_flag``, ``flag_unseen``, ``direct``.
+        reason: Why this arm: `flagspec.Assignment.reason`, or ``no_flag``, ``flag_unseen``, ``direct``, ``drill``.
     """
 
     route: str
@@ -51,6 +52,15 @@ class Plan:
     mirror: Step | None
     reason: str
     refusal_checked: bool = False
+    drill: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoDrill:
+    """Why a drill cannot take place now. `code` is for programs, `text` for people."""
+
+    code: str
+    text: str
 
 
 class Selector:
@@ -99,6 +109,36 @@ class Selector:
             reason=said.reason,
             refusal_checked=arm == "candidate" and first != control,
         )
+
+    def drill(self, model: str, flag: RouteFlag | None, now: datetime) -> Plan | NoDrill | None:
+        """
+        A request that the candidate is to fail, and what answers it then: the candidate's own chain, whatever the weight.
+
+        Args:
+            model, flag, now: As for `plan`.
+
+        Returns:
+            NoDrill where no user's request could come to the candidate either; None if nothing of that name exists.
+        """
+        route = self._routes.get(model)
+        if route is None or route.flag is None:
+            if route is None and model not in self._models:
+                return None
+            return NoDrill(code="drill_no_flag", text=f"no flag decides about {model!r}, so no candidate can fail")
+        if flag is None:
+            return NoDrill(code="drill_flag_unseen", text=f"this router has not seen the flag {route.flag!r} yet")
+        if flag.killed:
+            return NoDrill(code="drill_flag_killed", text=f"the flag {flag.key!r} is killed")
+        if flag.lease is not None and now >= flag.lease:
+            return NoDrill(code="drill_lease_lapsed", text=f"the lease of the flag {flag.key!r} has lapsed")
+        if not flag.weight and not flag.shadow_weight:
+            return NoDrill(
+                code="drill_no_traffic", text=f"the flag {flag.key!r} sends the candidate no traffic, mirrored or live"
+            )
+        steps = _chain(route, _step(flag.candidate), _step(flag.control))
+        if len(steps) < 2:
+            return NoDrill(code="drill_no_fallback", text=f"the route {route.name!r} has nothing to fall back to")
+        return Plan(route=route.name, flag=flag.key, arm="candidate", steps=steps, mirror=None, reason="drill", drill=True)
 
 
 def unit_of(kind: str, user: str | None, header: str | None, authorization: str | None, request_id: str) -> str | None:

@@ -22,6 +22,7 @@ from router.app import RouterApp
 from router.attempt import Target
 from router.config import RouterConfig, read_config, split_listen
 from router.connections import open_connections
+from router.drills import DrillDoor
 from router.engine import Engine
 from router.flags import FlagClient, FlagTable, check_snapshot, read_snapshot_file
 from router.metrics import RouterMetrics
@@ -37,7 +38,7 @@ def create_app(config: RouterConfig, *, environ: Mapping[str, str] = os.environ,
     The ASGI application; it opens its connections in its lifespan.
 
     Args:
-        environ: Where providers' keys are looked up.
+        environ: Where providers' keys and the token of drills are looked up.
         directory: What a relative ``file:`` source of flags is relative to; by default the current directory.
 
     Raises:
@@ -74,7 +75,7 @@ def create_app(config: RouterConfig, *, environ: Mapping[str, str] = os.environ,
     def ready() -> bool:
         return client is None or client.first_snapshot.is_set() or waited.is_set()
 
-    return RouterApp(config, metrics, table, lifespan, ready)
+    return RouterApp(config, metrics, table, lifespan, ready, DrillDoor(config.drills, environ))
 
 
 def run(config_path: Path, *, listen: str | None = None) -> int:
@@ -187,5 +188,7 @@ def _say_what_is_missing(config: RouterConfig, environ: Mapping[str, str]) -> No
     for provider in config.providers:
         if provider.api_key_env and not environ.get(provider.api_key_env):
             log.warning("api_key_missing", provider=provider.name, env=provider.api_key_env)
+    if config.drills and not environ.get(config.drills.token_env, "").strip():
+        log.warning("drill_token_missing", env=config.drills.token_env)
     if config.not_in_force:
         log.warning("config_not_in_force", fields=config.not_in_force)

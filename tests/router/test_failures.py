@@ -82,7 +82,7 @@ async def test_the_control_answers_when_the_candidate_fails(
     assert router.arm("penstock_requests_total", candidate, outcome=outcome) == 1
     assert router.arm("penstock_requests_total", candidate, outcome="ok") == 0
     assert router.arm("penstock_requests_total", outcome="ok") == 0
-    assert router.arm("penstock_fallbacks_total", candidate, to_model="old", outcome="ok") == 1
+    assert router.arm("penstock_fallbacks_total", candidate, to_model="old", outcome="ok", reason="failure") == 1
     assert router.arm("penstock_unavailable_total", candidate) == 0
     assert router.metric("mcp_model_errors_total", model="new", error_type=outcome) == 1
 
@@ -166,7 +166,9 @@ async def test_a_candidate_that_refuses_what_the_control_answers_has_failed(
     assert "reasoning_effort" not in upstream.calls[1].body, "the control is asked as the control is"
     assert router.arm("penstock_requests_total", CANDIDATE, streaming=stream, outcome="error") == 1
     assert router.arm("penstock_requests_total", CANDIDATE, streaming=stream, outcome="client_error") == 0
-    assert router.arm("penstock_fallbacks_total", CANDIDATE, streaming=stream, to_model="old", outcome="ok") == 1
+    assert (
+        router.arm("penstock_fallbacks_total", CANDIDATE, streaming=stream, to_model="old", outcome="ok", reason="failure") == 1
+    )
     assert router.arm("penstock_unavailable_total", CANDIDATE, streaming=stream) == 0
     assert router.metric("mcp_model_errors_total", model="new", error_type="error") == 1
     assert router.metric("mcp_model_errors_total", model="new", error_type="client_error") == 0
@@ -186,7 +188,10 @@ async def test_a_request_that_the_control_refuses_as_well_is_the_clients_own_fau
     assert router.arm("penstock_requests_total", CANDIDATE, streaming=stream, outcome="error") == 0
     assert router.arm("penstock_unavailable_total", CANDIDATE, streaming=stream) == 0
     for told in ("ok", "failed"):
-        assert router.arm("penstock_fallbacks_total", CANDIDATE, streaming=stream, to_model="old", outcome=told) == 0
+        assert (
+            router.arm("penstock_fallbacks_total", CANDIDATE, streaming=stream, to_model="old", outcome=told, reason="failure")
+            == 0
+        )
 
 
 async def test_a_refusal_that_nobody_else_can_judge_counts_neither_for_nor_against_the_candidate(
@@ -248,7 +253,7 @@ async def test_when_nobody_answers_the_client_learns_who_was_tried(router: Route
     assert "new: status 429; old: status 500; spare: status 503" in got.json["error"]["message"]
     assert got.headers["x-should-retry"] == "false"
     assert router.arm("penstock_unavailable_total", streaming=stream, arm="candidate", model="new") == 1
-    failed = {"arm": "candidate", "model": "new", "outcome": "failed"}
+    failed = {"arm": "candidate", "model": "new", "outcome": "failed", "reason": "failure"}
     assert [router.arm("penstock_fallbacks_total", streaming=stream, labels=failed, to_model=m) for m in ("old", "spare")] == [
         1,
         1,

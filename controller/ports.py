@@ -16,6 +16,7 @@ rule: only these errors cross a port; an adapter translates whatever its library
     +-- UnknownFlag            there is no such flag to kill
     +-- UnknownRollout         no rollout has this id
     +-- NotifierRefused        the message can never be delivered as it is
+    +-- DrillRefused           the router takes no drill: from this sender, or now
 """
 
 from collections.abc import Mapping, Sequence
@@ -79,6 +80,10 @@ class UnknownRollout(PortError):
 
 
 class NotifierRefused(PortError):
+    pass
+
+
+class DrillRefused(PortError):
     pass
 
 
@@ -281,6 +286,40 @@ class MetricSource(Protocol):
             ledger: Of the last reading of this rollout; empty for the first one, which also brings the baseline's history.
 
         Never raises for anything the source does: that is a TrafficRead without traffic.
+        """
+
+
+# --- drills ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drilled:
+    """
+    What became of a failure on purpose.
+
+    Args:
+        answered_by: The model that answered in the candidate's place; "" if none did.
+        took: From the request to the end of the answer.
+        text: Why nobody answered; "" if somebody did.
+    """
+
+    answered_by: str
+    took: timedelta
+    text: str = ""
+
+
+class Drills(Protocol):
+    def fallback(self, environment: str, flag: str, *, route: str = "", streaming: bool = False) -> Drilled:
+        """
+        Let a flag's candidate fail once on purpose, for a request that no user made, so that the fallback must answer.
+
+        Args:
+            route: Where several routes have the flag; "" for the first.
+            streaming: Ask for a stream.
+
+        Raises:
+            DrillRefused: nothing was exercised: the router does not let this sender, or has no traffic for the candidate now.
+            Unavailable: the router does not answer; something may have been exercised.
         """
 
 

@@ -14,6 +14,8 @@ the environment always wins over it.
 | PREFECT_API_URL | Prefect's API | started by `penstock up` |
 | PENSTOCK_LISTEN | where `penstock serve` listens | `127.0.0.1:8420` |
 | PENSTOCK_ROUTER_URL | a router; `start` asks it whether it knows the plan's models | the one of `penstock up`, if any |
+| PENSTOCK_DRILL_TOKEN | the token that the router takes drills from, as its `drills.token_env` names it | none: no drills |
+| PENSTOCK_DRILL_API_KEY | sent with drills as a user's key, for providers that get the sender's own | none |
 | PENSTOCK_SLACK_TOKEN | bot token (`xoxb-...`); without it notices go to the log | none |
 | PENSTOCK_SLACK_CHANNEL | default channel | `#llm-rollouts` |
 | PENSTOCK_SLACK_API_URL | another Slack API, for a stand-in | Slack's |
@@ -49,6 +51,8 @@ class Settings:
     scrape_interval: timedelta = timedelta(seconds=15)
     listen: str = "127.0.0.1:8420"
     router_url: str | None = None
+    drill_token: str = field(default="", repr=False)
+    drill_api_key: str = field(default="", repr=False)
     slack_token: str = field(default="", repr=False)
     slack_channel: str = "#llm-rollouts"
     slack_api_url: str | None = None
@@ -95,6 +99,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         scrape_interval=scrape_interval,
         listen=get("PENSTOCK_LISTEN", "listen") or "127.0.0.1:8420",
         router_url=get("PENSTOCK_ROUTER_URL", "router_url"),
+        drill_token=env.get("PENSTOCK_DRILL_TOKEN", "").strip(),
+        drill_api_key=env.get("PENSTOCK_DRILL_API_KEY", "").strip(),
         slack_token=env.get("PENSTOCK_SLACK_TOKEN", ""),
         slack_channel=env.get("PENSTOCK_SLACK_CHANNEL") or "#llm-rollouts",
         slack_api_url=env.get("PENSTOCK_SLACK_API_URL"),

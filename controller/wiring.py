@@ -13,7 +13,7 @@ from controller.commands import CommandRefused
 from controller.core.measurement import QueryFailed
 from controller.core.plan import Gate, Plan
 from controller.core.traffic import Question, TrafficRead
-from controller.ports import Measured, MetricSource, Notifier, Outbox, Ports, Scope
+from controller.ports import Drills, Measured, MetricSource, Notifier, Outbox, Ports, Scope
 from controller.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -105,6 +105,25 @@ def check_models(settings: Settings, plan: Plan) -> None:
             raise CommandRefused(
                 f"{side}: the router at {settings.router_url} does not know model {variant.model!r}; it knows {names}"
             )
+
+
+def make_drills(settings: Settings) -> Drills:
+    """
+    The way to exercise the fallback.
+
+    Raises:
+        SettingsError: the router or the token is not named, or cannot be used.
+    """
+    from controller.adapters.router import RouterDrills
+
+    if settings.router_url is None:
+        raise SettingsError("no router: name one with --router or PENSTOCK_ROUTER_URL")
+    if not settings.drill_token:
+        raise SettingsError("no token for drills: set PENSTOCK_DRILL_TOKEN to what the router has in its drills.token_env")
+    try:
+        return RouterDrills(settings.router_url, settings.drill_token, api_key=settings.drill_api_key)
+    except ValueError as exc:
+        raise SettingsError(str(exc)) from exc
 
 
 @contextmanager

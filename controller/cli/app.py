@@ -32,6 +32,7 @@ _COMMANDS = {
     "resume": ("controller.cli.rollouts:resume", "Let a paused rollout go on; its phase bakes anew."),
     "rollback": ("controller.cli.rollouts:rollback", "Bring the candidate back to 0% now."),
     "abort": ("controller.cli.rollouts:abort", "Call a rollout off, whatever the candidate is like; 0% now."),
+    "drill": ("controller.cli.drill:drill", "Let something fail on purpose, for no user: fallback."),
     "flags": ("controller.cli.flags:flags", "The flags themselves: list, kill, unkill."),
     "audit": ("controller.cli.audit:audit", "The audit log as a whole: verify."),
     "lint": ("controller.cli.checks:lint", "Check a rollout.yaml: every problem with file, line and column."),
@@ -44,7 +45,7 @@ _COMMANDS = {
     "doctor": ("controller.cli.checks:doctor", "Try every connection and say what is wrong and where."),
 }
 for _name, (_path, _help) in _COMMANDS.items():
-    if _name in ("flags", "audit"):  # apps of their own, with their own help
+    if _name in ("drill", "flags", "audit"):  # apps of their own, with their own help
         app.command(_path, name=_name)
     else:
         app.command(_path, name=_name, help=_help)

@@ -6,10 +6,10 @@ contradicts itself is refused here, with its place in the file. Parts whose feat
 are validated and kept; `kept_for_later` names those a file sets.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -40,6 +40,7 @@ Breach = Literal["rollback", "pause"]
 Needed = Literal["proof", "leaning"]
 Selector = Annotated[str, Field(min_length=1, max_length=2000)]
 
+V = TypeVar("V")
 LONGEST = timedelta(days=366)
 
 
@@ -98,7 +99,12 @@ def _on_breach(value: Breach | None) -> core.OnBreach | None:
     return None if value is None else core.OnBreach(value)
 
 
-def _selectors(indicator: str, promql: dict[str, str], *allowed: tuple[str, ...]) -> Iterator[tuple[Loc, str]]:
+def _plain(table: Mapping[Any, V]) -> dict[str, V]:
+    """The same with keys that are any text: a Literal's keys are checked already."""
+    return dict(table)
+
+
+def _selectors(indicator: str, promql: Mapping[str, str], *allowed: tuple[str, ...]) -> Iterator[tuple[Loc, str]]:
     """Problems of a gate's own PromQL: only custom indicators have it, each needs one of these sets, and statistics need both arms."""
     if indicator != "custom":
         if promql:
@@ -146,7 +152,7 @@ class Slo(_Spec):
 
     def _problems(self) -> Iterator[tuple[Loc, str]]:
         timed = self._timed
-        yield from _selectors(self.indicator, dict(self.promql), ("bad", "total"), ("good", "total"), ("buckets",))
+        yield from _selectors(self.indicator, _plain(self.promql), ("bad", "total"), ("good", "total"), ("buckets",))
         if timed and self.quantile is None:
             yield (), f"{self.indicator} needs a quantile (write quantile: 0.95)"
         if not timed and self.quantile is not None:
@@ -180,7 +186,7 @@ class Slo(_Spec):
         return self.indicator in ("latency", "ttft") or "buckets" in self.promql
 
     def gate(self) -> core.Gate:
-        mode, on_breach, promql = core.GateMode(self.mode), _on_breach(self.on_breach), dict(self.promql)
+        mode, on_breach, promql = core.GateMode(self.mode), _on_breach(self.on_breach), _plain(self.promql)
         rare = self.indicator in ("availability", "fallback_success")
         need = core.Need(self.evidence or ("leaning" if rare else "proof"))
         if self._timed:
@@ -225,7 +231,7 @@ class Comparison(_Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> "Comparison":
-        if problems := list(_selectors(self.indicator, dict(self.promql), ("buckets",), ("value", "weight"))):
+        if problems := list(_selectors(self.indicator, _plain(self.promql), ("buckets",), ("value", "weight"))):
             raise Inconsistent(problems)
         if self._mean and self.quantile is not None:
             raise Inconsistent([(("quantile",), f"{self.indicator} is compared by its mean and has no quantile")])
@@ -238,7 +244,7 @@ class Comparison(_Spec):
         return self.indicator == "cost_per_request" or "value" in self.promql
 
     def gate(self) -> core.Gate:
-        mode, on_breach, promql = core.GateMode(self.mode), _on_breach(self.on_breach), dict(self.promql)
+        mode, on_breach, promql = core.GateMode(self.mode), _on_breach(self.on_breach), _plain(self.promql)
         need = core.Need(self.evidence or "proof")
         if self._mean:
             return core.MeanIncrease(
@@ -285,7 +291,7 @@ class Happening(_Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> "Happening":
-        if problems := list(_selectors(self.indicator, dict(self.promql), ("value",))):
+        if problems := list(_selectors(self.indicator, _plain(self.promql), ("value",))):
             raise Inconsistent(problems)
         if (self.at_least is None) == (self.at_most is None):
             raise Inconsistent([((), "an event has either at_least or at_most")])
@@ -300,7 +306,7 @@ class Happening(_Spec):
         return self
 
     def gate(self) -> core.Gate:
-        mode, on_breach, promql = core.GateMode(self.mode), _on_breach(self.on_breach), dict(self.promql)
+        mode, on_breach, promql = core.GateMode(self.mode), _on_breach(self.on_breach), _plain(self.promql)
         if self.at_least is not None:
             return core.AtLeast(
                 name=self.name,
@@ -517,7 +523,7 @@ class RolloutSpec(_Spec):
             baseline=self.baseline.variant(),
             candidate=self.candidate.variant(),
             profile=self.metrics.profile,
-            arms=self.metrics.arms,
+            arms=_plain(self.metrics.arms),
             phases=tuple(p.phase() for p in self.phases),
             gates=(
                 *(s.gate() for s in self.slos),
@@ -554,7 +560,6 @@ class RolloutSpec(_Spec):
         if self.gates.guard_every > self.gates.every:
             text = f"{format_duration(self.gates.guard_every)} is longer than gates.every; the guard looks more often than the gate check"
             yield ("gates", "guard_every"), text
-
 
     def _crossed_quantiles(self) -> Iterator[tuple[Loc, str]]:
         """A lower quantile may not have a longer limit than a higher one of the same requests: the longer one could never be reached."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from controller.core.decision import Decision, Hold
-from controller.core.gates import GateResult, Verdict, pct
+from controller.core.gates import GateResult, Verdict, shown
 from controller.core.measurement import Measurement
 from controller.core.notice import standing
-from controller.core.plan import Gate, MeanIncrease, Phase, Plan, QuantileIncrease, QuantileLimit, RateLimit
+from controller.core.plan import Phase, Plan
 from controller.core.rollout import Applied, Decided, Entry, Paused, Promoted, Rollout, replay, step
 from specfile import format_duration
 
@@ -52,7 +52,7 @@ def page(rollout: Rollout, entries: Sequence[Entry], decided: Decided, at: datet
         f"Now: {standing(rollout)} · {exposure} · {next_look(rollout, decided.decision)}",
         progress(rollout),
         "## Evidence",
-        table(plan.gates, observed.results),
+        table(observed.results),
         "## Phases",
         _phase_table(plan, stays(entries)),
         timeline(plan, stays(entries), at),
@@ -100,19 +100,17 @@ def progress(rollout: Rollout) -> str:
     return f"`{'█' * cells}{'░' * (BAR_CELLS - cells)}` {where}, {done} of {len(phases)} phases"
 
 
-def table(gates: Sequence[Gate], results: Sequence[GateResult]) -> str:
+def table(results: Sequence[GateResult]) -> str:
     """The verdicts, worst first."""
     if not results:
         return "No gate was judged: the candidate has seen no traffic yet."
-    kinds = {gate.name: gate for gate in gates}
     rows = ["| gate | verdict | observed | limit | interval | n | why |", "|---|---|--:|--:|--:|--:|---|"]
     for r in sorted(results, key=lambda r: _ORDER[r.verdict]):
-        gate = kinds.get(r.gate)
-        interval = "" if r.interval is None else f"{_number(gate, r.interval[0])} … {_number(gate, r.interval[1])}"
+        interval = "" if r.interval is None else f"{shown(r.interval[0], r.unit)} … {shown(r.interval[1], r.unit)}"
         n = f"{r.n:.0f}" + (f" / {r.n_baseline:.0f}" if r.n_baseline else "")
         mode = "" if r.mode == "enforce" else f" ({r.mode.replace('_', ' ')})"
         cells = (
-            f"{_cell(r.gate)}{mode}", _MARK[r.verdict], _number(gate, r.observed), _number(gate, r.limit),
+            f"{_cell(r.gate)}{mode}", _MARK[r.verdict], shown(r.observed, r.unit), shown(r.limit, r.unit),
             interval, n, _cell(r.reason),
         )  # fmt: skip
         rows.append(f"| {' | '.join(cells)} |")
@@ -201,17 +199,6 @@ def _phase_table(plan: Plan, stays: Sequence[Stay]) -> str:
             f"| {phase.name} | {phase.weight / 1000:g}%{mirrored} | {format_duration(phase.bake)} | {entered} | {stayed} |"
         )
     return "\n".join(rows)
-
-
-def _number(gate: Gate | None, value: float | None) -> str:
-    if value is None:
-        return ""
-    value = round(value, 9)  # an interval from 0 is written as 0, not as 1e-17
-    if isinstance(gate, RateLimit | QuantileLimit):
-        return pct(value)
-    if isinstance(gate, QuantileIncrease | MeanIncrease):
-        return pct(value, sign=True)
-    return f"{value:g}"
 
 
 def _phase(phase: Phase) -> str:

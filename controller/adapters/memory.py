@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from statistics import NormalDist
 from typing import Any
 
@@ -205,12 +206,15 @@ class Behaviour:
                 case Kind.MEAN:
                     values += [n * self.amount * (1.1 if beat % 2 else 0.9), n]
                 case Kind.HISTOGRAM:
-                    values += [n * self._below(edge) for edge in EDGES_S]
+                    values += [n * share for share in _below(self.median_s, self.sigma)]
                     values.append(n)
         return tuple(values)
 
-    def _below(self, edge_s: float) -> float:
-        return NormalDist().cdf(math.log(edge_s / self.median_s) / self.sigma)
+
+@cache
+def _below(median_s: float, sigma: float) -> tuple[float, ...]:
+    """Share of log-normal durations at or below each edge."""
+    return tuple(NormalDist().cdf(math.log(edge / median_s) / sigma) for edge in EDGES_S)
 
 
 @dataclass(slots=True)

@@ -433,6 +433,22 @@ def pct(ratio: float, *, sign: bool = False) -> str:
     return f"{ratio * 100:+.3g}%" if sign else f"{ratio * 100:.3g}%"
 
 
+def shown(value: float | None, unit: Unit) -> str:
+    """A number of a result in its unit; "" for none."""
+    if value is None:
+        return ""
+    value = round(value, 9)  # an interval from 0 is written as 0, not as 1e-17
+    match unit:
+        case "share":
+            return pct(value)
+        case "increase":
+            return pct(value, sign=True)
+        case "seconds":
+            return seconds(value)
+        case "count":
+            return f"{value:,g}"
+
+
 def _change(ratio: float) -> str:
     """0.0123 as ``+1.23%``."""
     return pct(ratio, sign=True)

@@ -136,9 +136,13 @@ class _Group:
                 continue
             if not (math.isfinite(value) and value >= 0):
                 edge = f" le={member}" if member else ""
-                raise _Problem(f"{self.query}: the value {value:g} of {_shown(self.labels)}{edge} is not a finite number from 0 up")
+                raise _Problem(
+                    f"{self.query}: the value {value:g} of {_shown(self.labels)}{edge} is not a finite number from 0 up"
+                )
             if member in found:
-                what = f"bucket edge le={member} of {_shown(self.labels)} is" if member else f"the series {_shown(self.labels)} is"
+                what = (
+                    f"bucket edge le={member} of {_shown(self.labels)} is" if member else f"the series {_shown(self.labels)} is"
+                )
                 raise _Unfit(f"{self.query}: {what} there twice")
             found[member] = value
         if found and self.part == "buckets" and "inf" not in found:
@@ -299,7 +303,9 @@ def rising(values: Sequence[float], what: str) -> tuple[float, ...]:
     for index, value in enumerate(values):
         highest = levelled[-1] if levelled else 0.0
         if value < highest - DIP * (1 + values[-1]):
-            raise Contradiction(f"buckets of the {what} fall with rising edge: bucket {index} counts {value:g}, one below it {highest:g}")
+            raise Contradiction(
+                f"buckets of the {what} fall with rising edge: bucket {index} counts {value:g}, one below it {highest:g}"
+            )
         levelled.append(max(highest, value))
     return tuple(levelled)
 

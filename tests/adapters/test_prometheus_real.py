@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from controller.core.histogram import above
 from prometheus_client import CollectorRegistry, Counter, start_http_server
 from prometheus_client import Histogram as Buckets
 
 from controller.adapters.prometheus import PrometheusSource
-from controller.core.histogram import above
 from controller.core.measurement import Counts, Histogram, Measurement, Moments, NoData, QueryFailed, Sampled
 from controller.core.plan import AtLeast, AtMost, MeanIncrease, QuantileIncrease, QuantileLimit, RateLimit, Silence
 from controller.ports import Scope

@@ -16,6 +16,7 @@ from controller.core.plan import (
     Mode,
     OnBreach,
     OnDrift,
+    OnUnproven,
     Phase,
     Plan,
     Policy,
@@ -113,9 +114,50 @@ def test_a_breach_rolls_back_a_paused_rollout_too() -> None:
     assert isinstance(decide(rollout(paused), InStep(), (result(Verdict.BREACH),), NOW, may_raise=False), RollBack)
 
 
-def test_a_breach_pauses_where_the_plan_says_so() -> None:
-    plan = replace(PLAN, policy=Policy(on_breach=OnBreach.PAUSE))
-    assert isinstance(decide(rollout(plan=plan), InStep(), (result(Verdict.BREACH),), NOW, may_raise=True), Pause)
+def test_a_breach_pauses_where_the_plan_says_so_unless_another_gate_rolls_back() -> None:
+    pauses = replace(result(Verdict.BREACH), on_breach=OnBreach.PAUSE)
+    assert isinstance(decide(rollout(), InStep(), (*PASSED, pauses), NOW, may_raise=True), Pause)
+    assert isinstance(decide(rollout(), InStep(), (pauses, result(Verdict.BREACH)), NOW, may_raise=True), RollBack)
+
+
+BOX = timedelta(hours=1, minutes=30)
+UNPROVEN = GateResult(gate="errors", verdict=Verdict.INSUFFICIENT, acceptable=True, reason="not proven yet")
+
+
+def boxed(on_unproven: OnUnproven) -> Plan:
+    canary, half, full = PLAN.phases
+    ask = Approval(groups=("managers",)) if on_unproven is OnUnproven.ASK else None
+    return replace(PLAN, phases=(replace(canary, max_bake=BOX), half, full), policy=Policy(on_unproven=on_unproven, ask=ask))
+
+
+def test_without_a_proof_it_holds_however_long_the_phase_lasts() -> None:
+    decision = decide(rollout(plan=boxed(OnUnproven.HOLD)), InStep(), (UNPROVEN,), NOW, may_raise=True)
+    assert isinstance(decision, Hold) and decision.why is Why.NOT_ENOUGH_EVIDENCE
+
+
+def test_after_its_time_box_a_step_is_accepted_and_called_accepted_not_proven() -> None:
+    plan = boxed(OnUnproven.ACCEPT)
+    early = decide(rollout(plan=plan), InStep(), (UNPROVEN,), BEGAN + BOX - timedelta(seconds=1), may_raise=True)
+    assert isinstance(early, Hold) and early.why is Why.NOT_ENOUGH_EVIDENCE
+    late = decide(rollout(plan=plan), InStep(), (UNPROVEN,), BEGAN + BOX, may_raise=True)
+    assert isinstance(late, Advance) and late.why is Why.ACCEPTED
+    assert late.text == "accepted, not proven: errors: not proven yet; half at 50%"
+
+
+def test_what_does_not_lie_within_its_limit_is_not_accepted_by_the_clock() -> None:
+    over = replace(UNPROVEN, acceptable=False)
+    decision = decide(rollout(plan=boxed(OnUnproven.ACCEPT)), InStep(), (UNPROVEN, over), NOW, may_raise=True)
+    assert isinstance(decision, Hold)
+
+
+def test_people_are_asked_to_accept_an_unproven_step_where_the_plan_says_so() -> None:
+    plan = boxed(OnUnproven.ASK)
+    asked = decide(rollout(plan=plan), InStep(), (UNPROVEN,), NOW, may_raise=True)
+    assert isinstance(asked, Hold) and asked.why is Why.AWAITING_APPROVAL and "not proven: errors" in asked.text
+    given = decide(rollout(waiting(vote("amir")), plan), InStep(), (UNPROVEN,), NOW, may_raise=True)
+    assert isinstance(given, Advance) and given.why is Why.ACCEPTED
+    proven = decide(rollout(plan=plan), InStep(), PASSED, NOW, may_raise=True)
+    assert isinstance(proven, Advance) and proven.why is Why.GATES_PASSED
 
 
 @pytest.mark.parametrize("verdict", [Verdict.BREACH, Verdict.ERROR, Verdict.INSUFFICIENT])

@@ -1,15 +1,15 @@
-"""
-Verdicts on literal counts. Wilson bounds were worked out by hand from the closed form: for 5 of 100 at z = 1.96 they are 2.15 % and
-11.18 %; Newcombe's interval of 56/70 - 48/80 is 0.0524 to 0.3339 (Newcombe 1998, table II, example a).
-"""
+"""Verdicts: on what the engine found, and on single measurements. Literal numbers, worked out by hand."""
 
+import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from controller.core import intervals
-from controller.core.gates import GateResult, Verdict, breach_alpha, breaches, judge, unproven
-from controller.core.measurement import Counts, Histogram, Measurement, Moments, NoData, QueryFailed, Sampled
+from controller.core.evidence.config import Need
+from controller.core.evidence.verdict import Finding
+from controller.core.gates import GateResult, Verdict, Weighed, breaches, judge, shown, unproven
+from controller.core.measurement import Counted, Counts, Measurement, NoData, QueryFailed, Sampled
 from controller.core.plan import (
     AtLeast,
     AtMost,
@@ -22,6 +22,7 @@ from controller.core.plan import (
     QuantileIncrease,
     QuantileLimit,
     RateLimit,
+    SampleRatio,
     Silence,
 )
 
@@ -33,40 +34,165 @@ ERRORS = RateLimit(name="errors", indicator="error_ratio", limit=0.01)
 P95 = QuantileLimit(name="p95", indicator="latency", quantile=0.95, limit_s=3.0)
 P95_REL = QuantileIncrease(name="p95-rel", indicator="latency", quantile=0.95, max_increase=0.15)
 COST = MeanIncrease(name="cost", indicator="cost_per_request", max_increase=0.10)
-EDGES = (0.5, 1.0, 1.15, 1.5, 3.0, 6.0)
+
+PROVEN = Finding(
+    gate="errors",
+    need=Need.PROOF,
+    met=True,
+    beyond=False,
+    multiple=1.0,
+    acceptable=False,
+    observed=0.003,
+    baseline=0.0025,
+    limit=0.01,
+    interval=(0.001, 0.006),
+    requests=4210.0,
+    requests_baseline=80_000.0,
+    log_e_breach=-9.0,
+    log_e_proof=3.4,
+    log_e_needed=3.0,
+    missing=0.0,
+)
+OPEN = replace(PROVEN, met=False, log_e_proof=1.5, missing=4210.0)
 
 
 def verdict(
-    gate: Gate, seen: Measurement, *, policy: Policy = POLICY, phase: Phase = CANARY, age: timedelta = timedelta(minutes=5)
+    gate: Gate,
+    seen: Measurement,
+    *,
+    policy: Policy = POLICY,
+    phase: Phase = CANARY,
+    age: timedelta = timedelta(minutes=5),
+    weighed: Weighed | None = None,
 ) -> GateResult:
-    return judge(gate, seen, policy, phase, gates=10, age=age)
+    return judge(gate, seen, policy, phase, age, weighed)
+
+
+def weighed(gate: Gate, finding: Finding, **more: object) -> GateResult:
+    return verdict(gate, Counted(), weighed=Weighed(finding=finding, **{"breached": False, **more}))  # type: ignore[arg-type]
 
 
 def counts(bad: float, total: float) -> Sampled:
     return Sampled(candidate=Counts(bad=bad, total=total))
 
 
-def histogram(*cumulative: float) -> Histogram:
-    return Histogram(edges_s=EDGES, cumulative=cumulative[:-1], total=cumulative[-1])
+# --- statistical gates
 
 
-def test_the_wilson_interval_is_that_of_the_closed_form() -> None:
-    low, high = intervals.wilson(Counts(bad=5, total=100), alpha=0.05)
-    assert (round(low, 4), round(high, 4)) == (0.0215, 0.1118)
+def test_what_the_engine_has_proven_passes_and_shows_its_numbers() -> None:
+    result = weighed(ERRORS, PROVEN)
+    assert result.verdict is Verdict.PASS
+    assert (result.observed, result.limit, result.interval, result.n, result.n_baseline) == (
+        0.003,
+        0.01,
+        (0.001, 0.006),
+        4210,
+        80_000,
+    )
+    assert (result.log_e_proof, result.log_e_needed, result.log_e_breach) == (3.4, 3.0, -9.0)
+    assert (result.unit, result.guarantee) == ("share", "anytime")
+    assert result.reason == "0.3% of 4,210 requests failed (0.1% to 0.6%), limit 1%; proven"
 
 
-def test_the_newcombe_interval_is_that_of_the_paper() -> None:
-    low, high = intervals.newcombe(Counts(bad=56, total=70), Counts(bad=48, total=80), alpha=0.05)
-    assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
+def test_a_breach_is_one_sentence_that_a_person_understands() -> None:
+    slow = replace(PROVEN, met=False, observed=1.31, baseline=1.0, limit=1.15, interval=(1.25, 1.38))
+    result = weighed(P95_REL, slow, breached=True)
+    assert result.verdict is Verdict.BREACH
+    assert result.reason == "p95 is 31% above the baseline (+25% to +38%), limit 15% above, on 4,210 requests"
+    assert (result.observed, result.limit, result.unit) == (pytest.approx(0.31), 0.15, "increase")
 
 
-def test_the_confidence_of_a_breach_is_shared_over_gates_and_a_hundred_looks() -> None:
-    assert breach_alpha(Policy(confidence=0.95), gates=10) == pytest.approx(2 * 0.05 / 1000)
+def test_a_quantile_with_a_limit_is_told_in_seconds() -> None:
+    result = weighed(P95, replace(PROVEN, observed=2.5, limit=3.0, interval=(2.3, 2.8)))
+    assert result.reason == "p95 is 2.5 s (2.3 s to 2.8 s), limit 3 s, on 4,210 requests; proven"
+    assert result.unit == "seconds"
 
 
-@pytest.mark.parametrize("seen", [NoData(reason="empty"), counts(0, 0)], ids=["no data", "zero requests"])
-def test_no_data_is_never_a_pass(seen: Measurement) -> None:
-    assert verdict(ERRORS, seen).verdict is Verdict.INSUFFICIENT
+def test_the_mean_is_the_one_gate_whose_guarantee_is_asymptotic() -> None:
+    result = weighed(COST, replace(PROVEN, observed=0.8, limit=1.1, interval=(0.7, 0.9)))
+    assert (result.guarantee, result.reason) == (
+        "asymptotic",
+        "cost per request is 20% below the baseline (-30% to -10%), limit 10% above, on 4,210 requests; proven",
+    )
+
+
+def test_without_a_proof_it_says_how_many_requests_are_missing_and_how_long_they_take() -> None:
+    result = weighed(ERRORS, OPEN)  # 4,210 in 5 minutes: as many again take as long
+    assert result.verdict is Verdict.INSUFFICIENT
+    assert result.missing == 4210
+    assert result.reason.endswith("not proven yet: about 4,210 more requests (about 5 min)")
+
+
+def test_a_proof_on_fewer_requests_than_the_plan_asks_for_is_insufficient() -> None:
+    result = weighed(ERRORS, replace(PROVEN, requests=499))
+    assert (result.verdict, result.reason.rpartition("; ")[2]) == (Verdict.INSUFFICIENT, "499 of 500 requests")
+
+
+def test_what_stands_in_the_way_of_all_gates_holds_each_of_them() -> None:
+    result = weighed(ERRORS, PROVEN, hindrance="incident: the baseline itself is beyond a limit")
+    assert result.verdict is Verdict.INSUFFICIENT and "the baseline itself is beyond a limit" in result.reason
+
+
+def test_a_question_that_could_not_be_read_completely_is_an_error_with_its_reason() -> None:
+    result = weighed(ERRORS, PROVEN, problem="x{}: bucket edges changed")
+    assert (result.verdict, result.reason) == (Verdict.ERROR, "x{}: bucket edges changed")
+
+
+def test_a_breach_stays_one_when_the_source_fails_afterwards() -> None:
+    found = Weighed(finding=PROVEN, breached=True)
+    assert verdict(ERRORS, QueryFailed(reason="503"), weighed=found).verdict is Verdict.BREACH
+
+
+def test_a_proof_does_not_outlive_a_failed_query() -> None:
+    found = Weighed(finding=PROVEN, breached=False)
+    assert verdict(ERRORS, QueryFailed(reason="503"), weighed=found).verdict is Verdict.ERROR
+
+
+@pytest.mark.parametrize(
+    ("finding", "because"),
+    [
+        (replace(OPEN, requests=0.0, observed=math.nan, interval=None), "no requests in this phase yet"),
+        (replace(OPEN, missing=None, observed=0.02), "over the limit, but not beyond chance yet"),
+        (replace(OPEN, beyond=True), "not yet beyond what chance does"),
+        (replace(OPEN, need=Need.LEANING), "the data speak against it"),
+    ],
+)
+def test_insufficient_says_why(finding: Finding, because: str) -> None:
+    result = weighed(ERRORS, finding)
+    assert result.verdict is Verdict.INSUFFICIENT and because in result.reason
+
+
+def test_arms_without_any_series_are_named() -> None:
+    nothing = replace(OPEN, requests=0.0, observed=math.nan, interval=None)
+    result = weighed(ERRORS, nothing, absent=("candidate", "baseline"))
+    assert result.reason == "no data: no series of the candidate and baseline"
+    assert (result.observed, result.interval) == (None, None)
+
+
+def test_numbers_that_are_infinite_are_told_as_none() -> None:
+    result = weighed(ERRORS, replace(PROVEN, log_e_proof=-math.inf, log_e_needed=-math.inf))
+    assert (result.log_e_proof, result.log_e_needed) == (None, None)
+
+
+def test_only_what_lies_within_its_limit_may_be_accepted_without_a_proof() -> None:
+    assert weighed(ERRORS, replace(OPEN, acceptable=True)).acceptable
+    assert not weighed(ERRORS, replace(OPEN, acceptable=True, observed=0.011)).acceptable
+    assert not weighed(ERRORS, replace(OPEN, acceptable=True), hindrance="suspicion").acceptable
+
+
+def test_no_evidence_yet_is_no_pass() -> None:
+    assert verdict(ERRORS, Counted()).verdict is Verdict.INSUFFICIENT
+
+
+def test_a_statistical_gate_is_never_judged_from_a_sample() -> None:
+    assert verdict(ERRORS, counts(0, 10_000)).verdict is Verdict.ERROR
+
+
+# --- no data, and failures
+
+
+def test_no_data_is_never_a_pass() -> None:
+    assert verdict(ERRORS, NoData(reason="empty")).verdict is Verdict.INSUFFICIENT
 
 
 def test_a_failed_query_is_an_error_with_its_reason() -> None:
@@ -74,78 +200,7 @@ def test_a_failed_query_is_an_error_with_its_reason() -> None:
     assert (result.verdict, result.reason) == (Verdict.ERROR, "503 from Prometheus")
 
 
-def test_an_error_rate_within_the_limit_passes_only_with_enough_requests() -> None:
-    assert verdict(ERRORS, counts(2, 499)).verdict is Verdict.INSUFFICIENT
-    assert verdict(ERRORS, counts(2, 500)).verdict is Verdict.PASS
-
-
-def test_an_error_rate_over_the_limit_holds_until_chance_is_ruled_out() -> None:
-    assert verdict(ERRORS, counts(8, 600)).verdict is Verdict.INSUFFICIENT
-    assert verdict(ERRORS, counts(30, 600)).verdict is Verdict.BREACH
-
-
-def test_a_breach_needs_no_minimum_of_requests_when_everything_fails() -> None:
-    assert verdict(ERRORS, counts(12, 12)).verdict is Verdict.BREACH
-    assert verdict(ERRORS, counts(1, 1)).verdict is Verdict.INSUFFICIENT
-
-
-def test_a_pass_shows_value_limit_interval_and_requests() -> None:
-    result = verdict(ERRORS, counts(5, 1000))
-    assert (result.observed, result.limit, result.n) == (0.005, 0.01, 1000)
-    assert result.interval is not None
-    assert result.interval[0] < 0.005 < result.interval[1]
-
-
-def test_a_latency_limit_counts_requests_above_its_own_edge() -> None:
-    # 4 % slower than 3 s is within p95 <= 3 s; 20 % is not.
-    assert verdict(P95, Sampled(candidate=histogram(500, 900, 920, 940, 960, 1000, 1000))).verdict is Verdict.PASS
-    assert verdict(P95, Sampled(candidate=histogram(100, 500, 600, 700, 800, 1000, 1000))).verdict is Verdict.BREACH
-
-
-def test_a_latency_limit_between_two_edges_is_an_error_that_names_them() -> None:
-    gate = QuantileLimit(name="p95", indicator="latency", quantile=0.95, limit_s=2.0)
-    result = verdict(gate, Sampled(candidate=histogram(500, 900, 920, 940, 960, 1000, 1000)))
-    assert result.verdict is Verdict.ERROR
-    assert "2 s is not a bucket edge (the nearest are 1.5 s and 3 s)" in result.reason
-
-
-def test_a_candidate_as_fast_as_the_baseline_passes_the_comparison() -> None:
-    same = histogram(500, 950, 970, 990, 1000, 1000, 1000)
-    result = verdict(P95_REL, Sampled(candidate=same, baseline=same))
-    assert (result.verdict, result.observed, result.n_baseline) == (Verdict.PASS, 0.0, 1000)
-
-
-def test_a_candidate_with_a_much_slower_tail_breaches_the_comparison() -> None:
-    # The baseline's p95 is 1.0 s; 25 % of the candidate's requests are slower than 1.15 s, where 5 % may be.
-    base, slow = histogram(500, 950, 970, 990, 1000, 1000, 1000), histogram(400, 700, 750, 850, 990, 1000, 1000)
-    assert verdict(P95_REL, Sampled(candidate=slow, baseline=base)).verdict is Verdict.BREACH
-
-
-def test_a_comparison_without_baseline_traffic_is_insufficient() -> None:
-    alone = Sampled(candidate=histogram(500, 950, 970, 990, 1000, 1000, 1000))
-    assert verdict(P95_REL, alone).verdict is Verdict.INSUFFICIENT
-
-
-def test_a_baseline_quantile_above_the_last_edge_is_an_error_and_not_a_number() -> None:
-    slow = histogram(0, 0, 0, 0, 0, 100, 1000)
-    assert verdict(P95_REL, Sampled(candidate=slow, baseline=slow)).verdict is Verdict.ERROR
-
-
-def moments(n: float, mean: float, sd: float) -> Moments:
-    return Moments(n=n, total=n * mean, squares=n * (mean * mean + sd * sd))
-
-
-def test_cost_is_judged_by_the_ratio_of_the_means() -> None:
-    base = moments(2000, 0.010, 0.005)
-    assert verdict(COST, Sampled(candidate=moments(1000, 0.0105, 0.005), baseline=base)).verdict is Verdict.PASS
-    assert verdict(COST, Sampled(candidate=moments(1000, 0.0125, 0.005), baseline=base)).verdict is Verdict.BREACH
-    assert verdict(COST, Sampled(candidate=moments(1000, 0.0112, 0.005), baseline=base)).verdict is Verdict.INSUFFICIENT
-
-
-def test_the_interval_of_a_mean_ratio_is_the_delta_methods() -> None:
-    # log ratio 0, variance 2 * 0.25 / 100 on each side's relative spread of 0.5: half width 1.96 * sqrt(0.005) = 0.1386.
-    low, high = intervals.mean_ratio(moments(100, 1.0, 0.5), moments(100, 1.0, 0.5), alpha=0.05)
-    assert (round(low, 4), round(high, 4)) == (0.8706, 1.1487)
+# --- gates that are read off one measurement
 
 
 def test_an_event_must_have_been_seen_and_extrapolation_does_not_hide_it() -> None:
@@ -185,13 +240,20 @@ def test_in_a_shadow_phase_the_mirrored_share_of_all_traffic_is_expected() -> No
     assert verdict(Silence(), silence(0, 201), phase=SHADOW).verdict is Verdict.BREACH
 
 
-def test_a_measurement_of_another_kind_is_an_error_and_not_a_crash() -> None:
-    assert verdict(ERRORS, Sampled(candidate=histogram(1, 1, 1, 1, 1, 1, 1))).verdict is Verdict.ERROR
+def test_a_split_that_is_the_one_asked_for_passes_and_one_that_is_not_stops_the_rollout() -> None:
+    # 5 % asked for: 500 of 10,000 is it; 1,000 of 10,000 is not, even with 20 requests a unit (surprise 10,000/20 * KL(0.1, 0.0625) = 5.6 nats
+    # is below ln 1000, at 100,000 requests it is 56).
+    assert verdict(SampleRatio(), silence(500, 9_500)).verdict is Verdict.PASS
+    assert verdict(SampleRatio(), silence(1_000, 9_000)).verdict is Verdict.PASS
+    wrong = verdict(SampleRatio(), silence(10_000, 90_000))
+    assert wrong.verdict is Verdict.ERROR
+    assert wrong.reason.startswith("the candidate got 10% of 100,000 requests, asked for 5%")
+    assert verdict(SampleRatio(), silence(0, 0)).verdict is Verdict.INSUFFICIENT
 
 
 def test_only_enforced_gates_act() -> None:
-    watched = RateLimit(name="watched", indicator="error_ratio", limit=0.01, mode=GateMode.WARN)
-    result = verdict(watched, counts(300, 600))
+    watched = replace(ERRORS, mode=GateMode.WARN)
+    result = weighed(watched, PROVEN, breached=True)
     assert result.verdict is Verdict.BREACH
     assert breaches([result]) == () and unproven([result]) == ()
 
@@ -204,6 +266,17 @@ def test_counts_that_are_no_counts_cannot_be_made(bad: float, total: float) -> N
         Counts(bad=bad, total=total)
 
 
-def test_cumulative_counts_that_fall_cannot_be_made() -> None:
-    with pytest.raises(ValueError, match="must not fall"):
-        histogram(10, 9, 11, 12, 13, 14, 15)
+def test_numbers_are_shown_in_their_unit() -> None:
+    assert [
+        shown(0.0123, "share"),
+        shown(0.31, "increase"),
+        shown(2.5, "seconds"),
+        shown(3.0, "count"),
+        shown(None, "share"),
+    ] == [
+        "1.23%",
+        "+31%",
+        "2.5 s",
+        "3",
+        "",
+    ]

@@ -1,14 +1,16 @@
 """The guard's loop: nothing that is wrong with one rollout keeps it from the others, and nothing ends it."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
 from controller.core.plan import Gate
 from controller.core.rollout import Entry, LogError, replay
+from controller.core.traffic import Question, TrafficRead
 from controller.guard import guard
 from controller.ports import Measured, Ports, Scope
-from tests.simulation.world import Truth, World, a_plan
+from tests.simulation.world import World, a_plan
 
 
 class Rounds(threading.Event):
@@ -59,7 +61,7 @@ class BesideABrokenLog:
 def test_a_rollout_that_cannot_be_read_does_not_leave_the_others_unguarded() -> None:
     for error in (LogError, KeyError):
         world = world_with_a_canary()
-        world.truth = Truth.BAD
+        world.turns_bad()
         beside = BesideABrokenLog(world, error)
         ports = Ports(audit=beside, index=beside, flags=world.flags, metrics=world.ports().metrics)  # type: ignore[arg-type]  # duck-typed
         guard(ports, None, Rounds(1))
@@ -86,6 +88,9 @@ def test_a_rollout_is_looked_at_on_its_own_beat_and_not_in_every_round() -> None
             nonlocal looks
             looks += 1
             return real.metrics.measure(gates, scope)
+
+        def traffic(self, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
+            return real.metrics.traffic(questions, scope, ledger)
 
     ports = Ports(audit=real.audit, index=world.audit, flags=world.flags, metrics=Counted())
     guard(ports, timedelta(seconds=15), Rounds(20), monotonic=lambda: float(next(clock)))

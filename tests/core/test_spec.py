@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from controller.codec import event_from_json, event_to_json, plan_digest
-from controller.core.plan import AtLeast, AtMost, MeanIncrease, Plan, QuantileIncrease, QuantileLimit, RateLimit, Silence
+from controller.core.plan import (
+    AtLeast,
+    AtMost,
+    MeanIncrease,
+    Plan,
+    QuantileIncrease,
+    QuantileLimit,
+    RateLimit,
+    SampleRatio,
+    Silence,
+)
 from controller.core.rollout import Opened
 from controller.spec import RolloutSpec
 from specfile import SpecError, parse_text
@@ -50,6 +60,7 @@ def test_every_part_reaches_the_plan() -> None:
         AtLeast,
         AtMost,
         Silence,
+        SampleRatio,
     ]
     assert [(p.weight, p.live_weight, p.shadow_weight) for p in plan.phases] == [
         (10_000, 0, 10_000),

@@ -21,8 +21,8 @@ def _result(verdict: Verdict, **numbers: object) -> GateResult:
 
 
 def test_shares_are_shown_as_percentages_and_the_worst_gate_first() -> None:
-    passed = _result(Verdict.PASS, observed=0.0005, limit=0.01, interval=(1e-19, 0.00283), n=2000.0)
-    rows = evidence.table([ERRORS], [passed, _result(Verdict.BREACH, observed=0.15, limit=0.01)]).splitlines()
+    passed = _result(Verdict.PASS, unit="share", observed=0.0005, limit=0.01, interval=(1e-19, 0.00283), n=2000.0)
+    rows = evidence.table([passed, _result(Verdict.BREACH, unit="share", observed=0.15, limit=0.01)]).splitlines()
     assert rows[2] == "| error-rate | **BREACH** | 15% | 1% |  | 0 | a \\| b &lt; c |"
     assert rows[3] == "| error-rate | pass | 0.05% | 1% | 0% … 0.283% | 2000 | a \\| b &lt; c |"
 

@@ -6,10 +6,10 @@ from hashlib import sha256
 from controller.codec import plan_digest
 from controller.core.decision import Advance, Decision, Hold, Promote, RollBack, Weights, Why
 from controller.core.gates import GateResult, Verdict
-from controller.core.measurement import Counts, Evidence, Histogram, Measurement, QueryFailed, Sampled
+from controller.core.measurement import Counted, Counts, Evidence, Measurement, QueryFailed, Sampled
 from controller.core.notice import Level, Line, Notice
 from controller.core.plan import Mode, Phase, Plan, Policy, QuantileLimit, RateLimit, Silence
-from controller.core.rollout import Applied, Decided, Observed, Opened
+from controller.core.rollout import Applied, Decided, Gathered, Observed, Opened
 from controller.ports import FlagChange, NewEntry
 from flagspec import Variant
 
@@ -55,17 +55,19 @@ def measurements(answer: str = '{"status":"success","data":[1]}') -> tuple[tuple
         ("errors", Sampled(candidate=Counts(bad=1.5, total=1000.25), baseline=Counts(bad=0, total=9000), evidence=(shared,))),
         (
             "latency",
-            Sampled(
-                candidate=Histogram(edges_s=(0.1, 3.0), cumulative=(1e-9, 2.5), total=1000.25),
-                evidence=(shared, evidence("histogram", '{"status":"success","data":[2]}')),
-            ),
+            Counted(evidence=(shared, evidence("histogram", '{"status":"success","data":[2]}'))),
         ),
         ("candidate-reports", QueryFailed(reason="HTTP 503", evidence=(evidence("up", ""),))),
     )
 
 
 def decided(
-    rollout_id: str, seq: int, decision: Decision | None = None, answer: str | None = None, text: str = "the gates passed"
+    rollout_id: str,
+    seq: int,
+    decision: Decision | None = None,
+    answer: str | None = None,
+    text: str = "the gates passed",
+    gathered: Gathered | None = None,
 ) -> NewEntry:
     decision = decision or Advance(phase=0, why=Why.STARTED, text=text)
     observed = Observed(
@@ -83,6 +85,7 @@ def decided(
             GateResult(gate="latency", verdict=Verdict.INSUFFICIENT, reason="400 of 500 requests"),
         ),
         exposure=1000.25,
+        gathered=gathered,
     )
     event = Decided(
         decision_id=f"{rollout_id}.{seq}.{decision.kind}",

@@ -4,9 +4,15 @@ from collections.abc import Sequence
 
 import pytest
 
+from controller.core.rollout import Decided, Entry, Gathered
 from controller.ports import FlagHeld, Letter, NotifierRefused, SeqTaken, UnknownRollout
 from tests.ports.conftest import World
 from tests.ports.events import applied, decided, hold, notice, opened, roll_back
+
+
+def gathered_of(entry: Entry) -> Gathered:
+    assert isinstance(entry.event, Decided) and entry.event.observed.gathered is not None
+    return entry.event.observed.gathered
 
 
 def drain(world: World) -> list[Letter]:
@@ -31,6 +37,23 @@ def test_a_row_comes_back_as_it_was_written(world: World) -> None:
 def test_append_returns_the_event_with_its_raw_answers(world: World) -> None:
     world.audit.append(opened("r1"), None)
     assert world.audit.append(decided("r1", 2), None).event == decided("r1", 2).event
+
+
+def test_what_a_look_gathered_comes_back_whole_and_a_reference_to_it_stands_for_it(world: World) -> None:
+    world.audit.append(opened("r1"), None)
+    first = Gathered(before="", traffic='{"beats":[1]}', after='{"case":1}')
+    world.audit.append(decided("r1", 2, gathered=first), None)
+    recorded = gathered_of(world.audit.entries("r1")[-1]).after
+    assert world.audit.text(recorded) == '{"case":1}'
+    # The next look goes on from what it read, which may be a reference.
+    second = Gathered(before=recorded, traffic='{"beats":[2]}', after='{"case":2}')
+    world.audit.append(decided("r1", 3, gathered=second), None)
+    assert gathered_of(world.audit.entry("r1", 2)) == first
+    assert gathered_of(world.audit.entry("r1", 3)) == Gathered(before='{"case":1}', traffic='{"beats":[2]}', after='{"case":2}')
+
+
+def test_a_text_that_is_no_reference_is_itself(world: World) -> None:
+    assert [world.audit.text(t) for t in ("", "{}", "sha256: of what?")] == ["", "{}", "sha256: of what?"]
 
 
 def test_rows_come_back_in_order_of_their_sequence(world: World) -> None:

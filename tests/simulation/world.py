@@ -5,17 +5,17 @@ Every port call passes through `World.call`, where the next of the planned fault
 of the process, or as something that another party does at exactly that moment.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from controller import codec, commands
-from controller.adapters.memory import CAPABILITIES, MemoryAudit, MemoryFlags
+from controller.adapters.memory import CAPABILITIES, Behaviour, MemoryAudit, MemoryFlags, MemoryMetrics
 from controller.core.decision import Advance, Promote, Resume
 from controller.core.gates import Verdict
-from controller.core.measurement import Counts, Evidence, Histogram, Measurement, NoData, QueryFailed, Sampled
+from controller.core.measurement import Counted, Counts, Evidence, Measurement, NoData, QueryFailed, Sampled
 from controller.core.notice import Notice
 from controller.core.plan import (
     Approval,
@@ -31,14 +31,19 @@ from controller.core.plan import (
     Silence,
 )
 from controller.core.rollout import Applied, Approved, Decided, Entry, replay
+from controller.core.traffic import Question, TrafficRead
 from controller.ports import AuditUnavailable, FlagChange, FlagUnavailable, Measured, NewEntry, PortError, Ports, Scope
+from controller.shelf import CaseShelf
 from controller.tick import tick
 from flagspec import RouteFlag, Variant
 
 T = TypeVar("T")
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 EVERY = timedelta(minutes=15)
+BEAT = timedelta(minutes=5)
+"""Of the traffic: coarse, so that days of it are judged quickly."""
 BAKE = timedelta(minutes=40)
+BASELINE = Behaviour(bad={"error_ratio": 0.001})
 
 
 class Crash(BaseException):
@@ -95,7 +100,7 @@ def a_plan(*, on_drift: OnDrift = OnDrift.PAUSE) -> Plan:
             RateLimit(name="watched", indicator="timeout_ratio", limit=0.005, mode=GateMode.WARN),
             Silence(),
         ),
-        policy=Policy(every=EVERY, on_drift=on_drift),
+        policy=Policy(every=EVERY, guard_every=BEAT, block=BEAT, on_drift=on_drift),
     )
 
 
@@ -112,6 +117,8 @@ class World:
     depth: int = 0
     strangers: int = 0
     seen: list[str] = field(default_factory=list)
+    shelf: CaseShelf = field(default_factory=CaseShelf)
+    """Of the one process that most looks are made in; a crash empties it."""
 
     def __post_init__(self) -> None:
         self.audit = MemoryAudit(clock=lambda: self.now)
@@ -121,7 +128,7 @@ class World:
 
     def ports(self) -> Ports:
         audit = _Audit(self)
-        return Ports(audit=audit, index=self.audit, flags=_Flags(self), metrics=_Metrics(self))
+        return Ports(audit=audit, index=self.audit, flags=_Flags(self), metrics=_Metrics(self), shelf=self.shelf)
 
     def call(self, effect: Callable[[], T], unavailable: Callable[[str], Exception]) -> T:
         fault = self.faults.pop(0) if self.faults else Fault.NONE
@@ -177,6 +184,11 @@ class World:
             )
             self.flags.write(change, flag.version)
 
+    def turns_bad(self) -> None:
+        """The candidate begins to fail, and a beat later it can be seen."""
+        self.truth = Truth.BAD
+        self.now += BEAT
+
     def kill(self) -> None:
         if self.flags.read("production", "chat") is not None:
             self.flags.set_killed("production", "chat", True, actor="oncall", reason="alarm")
@@ -193,6 +205,7 @@ class World:
         except PortError:
             return "failed"
         except Crash:
+            self.shelf = CaseShelf()
             return "crashed"
 
     def quarters(self, count: int) -> None:
@@ -252,8 +265,13 @@ class World:
         passed = {r.gate for r in event.observed.results if r.verdict is Verdict.PASS}
         assert gates and gates <= passed, f"raised although {gates - passed} had not passed"
         for _, measurement in event.observed.measurements:
-            assert isinstance(measurement, Sampled)
+            assert isinstance(measurement, Sampled | Counted)
             assert all(e.at == entry.at for e in measurement.evidence), "the evidence is not of this look"
+        assert event.observed.gathered is not None, "raised without evidence"
+        readings = codec.readings_from_text(event.observed.gathered.traffic)
+        last = readings[-1].traffic
+        read_to = last.beats[-1].at if last.beats else last.since
+        assert entry.at - read_to <= BEAT, f"raised on traffic of {entry.at - read_to} ago"
         begun = max(e.at for e in rows[: entry.seq - 1] if isinstance(e.event, Applied))
         assert entry.at - begun >= plan.phases[phase - 1].bake, "raised before the bake had ended"
         if phase < len(plan.phases) and (approval := plan.phases[phase].approval) is not None:
@@ -277,6 +295,9 @@ class _Audit:
 
     def entry(self, rollout_id: str, seq: int) -> Entry:
         return self.world.audit.entry(rollout_id, seq)
+
+    def text(self, reference: str) -> str:
+        return self.world.call(lambda: self.world.audit.text(reference), AuditUnavailable)
 
     def append(self, new: NewEntry, notice: Notice | None) -> Entry:
         return self.world.call(lambda: self.world.audit.append(new, notice), AuditUnavailable)
@@ -308,24 +329,33 @@ class _Metrics:
     world: World
 
     def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
-        return Measured(measurements=tuple(says(self.world.truth, g, scope) for g in gates), exposure=7.0)
+        return Measured(measurements=tuple(says(self.world.truth, scope) for _ in gates), exposure=7.0)
+
+    def traffic(self, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
+        return ARMS[self.world.truth].traffic(questions, scope, ledger)
 
 
-def says(truth: Truth, gate: Gate, scope: Scope) -> Measurement:
-    evidence = (Evidence(query=f"q({gate.name})", at=scope.at, answer="{}", digest=""),)
+def _arms(candidate: Behaviour | None, baseline: Behaviour | None = BASELINE) -> MemoryMetrics:
+    return MemoryMetrics(candidate=candidate, baseline=baseline)
+
+
+ARMS = {
+    Truth.GOOD: _arms(Behaviour(bad={"error_ratio": 0.001})),
+    Truth.BAD: _arms(Behaviour(bad={"error_ratio": 0.3})),
+    Truth.SILENT: _arms(Behaviour(rps=0.0)),
+    Truth.FEW: _arms(Behaviour(rps=0.005, bad={"error_ratio": 0.001})),
+    Truth.NOTHING: _arms(None, None),
+    Truth.DOWN: MemoryMetrics(failure="connection refused"),
+}
+
+
+def says(truth: Truth, scope: Scope) -> Measurement:
+    """What the silence gate sees."""
+    evidence = (Evidence(query="q(candidate-reports)", at=scope.at, answer="{}", digest=""),)
     match truth:
         case Truth.DOWN:
             return QueryFailed(reason="connection refused", evidence=evidence)
         case Truth.NOTHING:
             return NoData(reason="empty answer", evidence=evidence)
     n = {Truth.FEW: 30.0, Truth.SILENT: 0.0}.get(truth, 2000.0)
-    bad = 0.3 if truth is Truth.BAD else 0.001
-    match gate:
-        case QuantileIncrease():
-            fast = Histogram(edges_s=(1.0, 2.0, 4.0, 8.0), cumulative=(n * 0.9, n * 0.97, n * 0.99, n), total=n)
-            base = Histogram(edges_s=(1.0, 2.0, 4.0, 8.0), cumulative=(1800.0, 1940.0, 1980.0, 2000.0), total=2000.0)
-            return Sampled(candidate=fast, baseline=base, evidence=evidence)
-        case Silence():
-            return Sampled(candidate=Counts(bad=0, total=n), baseline=Counts(bad=0, total=2000.0), evidence=evidence)
-        case _:
-            return Sampled(candidate=Counts(bad=n * bad, total=n), evidence=evidence)
+    return Sampled(candidate=Counts(bad=0, total=n), baseline=Counts(bad=0, total=2000.0), evidence=evidence)

@@ -27,6 +27,7 @@ from controller.adapters.postgres.rows import (
     Answer,
     Packed,
     columns,
+    is_reference,
     pack,
     references,
     row_hash,
@@ -136,7 +137,7 @@ class PostgresAudit(PostgresOutbox):
         return _entry(row, answers)
 
     def text(self, reference: str) -> str:
-        if not reference.startswith(REFERENCE):
+        if not is_reference(reference):
             return reference
         digest = reference.removeprefix(REFERENCE)
         with translated(AuditUnavailable, f"reading the text {digest[:12]}"), self._engine.connect() as connection:

@@ -24,10 +24,15 @@ REFERENCE = "sha256:"
 """An answer in a stored event: this and the digest of the raw answer, which is in `audit_evidence`."""
 
 
-_REFERENCE = re.compile(r"sha256:[0-9a-f]{64}")
-
 GATHERED = ("before", "traffic", "after")
 """Fields of an event's gathered evidence."""
+
+_REFERENCE = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def is_reference(text: str) -> bool:
+    """Whether it stands for a text in `audit_evidence`."""
+    return _REFERENCE.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +61,7 @@ def pack(event: Event) -> Packed:
     answers: dict[str, Answer] = {}
     for holder, key in _long_texts(data):
         # The case before a look is the one after the last, and was read from that row as a reference. An answer is never one.
-        if holder[key] and not (key in GATHERED and _REFERENCE.fullmatch(holder[key])):
+        if holder[key] and not (key in GATHERED and is_reference(holder[key])):
             stored = _store(holder[key])
             answers[stored.digest] = stored
             holder[key] = REFERENCE + stored.digest

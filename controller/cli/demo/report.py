@@ -4,37 +4,33 @@ What a scenario of the demo came to: one JSON object, its lines documented here.
 * `phases`: from the row that confirmed a phase's weight to the row that confirmed the next change.
 * `decisions`: every Decided row, holds included; `by` is the gate check, the guard or a person.
 * `exposed_requests`: user requests that the candidate answered, counted by the traffic driver from the router's answers.
-* `breach_to_flag_s`: from when the breach could be seen in Prometheus to the flag store's own time of the write that brought the
-  candidate to 0. "Could be seen" is found afterwards: the queries of the breached gates are asked again at evaluation times going back in
-  steps of 0.1 s from the one that the decision rests on; the earliest of the unbroken run of times at which one of them is a breach
-  counts. (Prometheus shows a sample some milliseconds after its timestamp, so the true span is a little shorter.)
+* `breach_to_flag_s`: from when the breach was proven by what had happened (the beat whose counters completed the evidence; for gates that
+  are no statistics, the time of the query that found it) to the flag store's own time of the write that brought the candidate to 0.
 * `flag_to_router_s`: from that time of the write until the router had it in force, see `propagation`. Without a rollback: of the
   last write.
 
-Its one rule: nothing here is an opinion of the demo; every number comes from the audit log, the flag history, Prometheus or the users.
+Its one rule: nothing here is an opinion of the demo; every number comes from the audit log, the flag history or the users.
 """
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from controller.cli.demo.propagation import Propagation
 from controller.cli.demo.watch import Said, Watch
 from controller.core.decision import RollBack, Why
+from controller.core.evidence.case import Case
 from controller.core.gates import Verdict
+from controller.core.plan import Plan
 from controller.core.rollout import replay
 from controller.ports import Ports
-from controller.tick import observe, questions
-
-STEP = timedelta(seconds=0.1)
-BACK_MAX = timedelta(seconds=30)
 
 
 def report(watch: Watch, ports: Ports, propagation: Propagation, *, exposed: int) -> dict[str, Any]:
     """
     Args:
         watch: At the end of its rollout, or of the demo.
-        ports: To ask Prometheus again.
+        ports: To read the log.
         propagation: Of the flag writes.
         exposed: User requests that the candidate answered.
     """
@@ -80,25 +76,19 @@ def breach_to_flag_s(watch: Watch, ports: Ports, propagation: Propagation) -> fl
     write = None if said is None else propagation.writes.get(said.decided.decision_id)
     if said is None or write is None:
         return None
-    visible = _first_visible(watch, said, ports)
-    return round((write.at - visible).total_seconds(), 3)
+    return round((write.at - _proven(replay(watch.entries).plan, said, ports)).total_seconds(), 3)
 
 
 def _rolled_back_by(watch: Watch) -> Said | None:
     return next((s for s in reversed(watch.said) if isinstance(s.decision, RollBack) and s.decision.why is Why.BREACH), None)
 
 
-def _first_visible(watch: Watch, said: Said, ports: Ports) -> datetime:
+def _proven(plan: Plan, said: Said, ports: Ports) -> datetime:
+    """When what had happened was enough for the breach."""
     observed = said.decided.observed
+    if observed.gathered is not None:
+        struck = Case.of(plan, ports.audit.text(observed.gathered.after)).struck()
+        if struck is not None:
+            return struck.at
     breached = {r.gate for r in observed.results if r.verdict is Verdict.BREACH}
-    asked = [e.at for name, m in observed.measurements if name in breached for e in m.evidence]
-    visible = asked[0] if asked else said.at
-    # As the rollout stood when the decision was made.
-    rollout = replay(e for e in watch.entries if e.seq < said.seq)
-    earliest = max(questions(rollout, visible)[1].since, visible - BACK_MAX)
-    while (at := visible - STEP) > earliest:
-        _, results, _ = observe(rollout, ports, at)
-        if not any(r.gate in breached and r.verdict is Verdict.BREACH for r in results):
-            break
-        visible = at
-    return visible
+    return next((e.at for name, m in observed.measurements if name in breached for e in m.evidence), said.at)

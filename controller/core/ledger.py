@@ -7,6 +7,7 @@ the next beat that shows it. Its one rule: what happened is counted once. What c
 the next reading finds all of it again.
 """
 
+import copy
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,11 +23,15 @@ SLACK = 1e-9
 DIP = 1e-6
 """Increments of buckets may fall with rising edge by rounding; relative to the total."""
 
-WHOLE = 1.0
-"""Two counters of the same requests, read at one time, may lie apart by the request that is being counted."""
+LEAD = 1.0
+"""Two counters of the same requests, read at one time, may lie apart by the request that is being counted: one for each series."""
+
+LEAD_SHARE = 0.1
+"""The same for busy exporters, which write one counter a few milliseconds after the other; relative to the total of a beat. What is ahead is
+carried, so that more than this is noticed in whatever beats it comes."""
 
 BASELINE, CANDIDATE = "baseline", "candidate"
-ARMS = (BASELINE, CANDIDATE)
+ARMS = (CANDIDATE, BASELINE)
 
 PARTS: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
     Kind.RATE: (("bad", "total"), ("good", "total"), ("total",)),
@@ -34,6 +39,9 @@ PARTS: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
     Kind.HISTOGRAM: (("buckets",),),
 }
 """What the series of a question can be: one of these sets. ``total`` alone is a count without bad ones."""
+
+WHOLES = ("total", "count", "buckets")
+"""The part that every request is in; what the others count may not have happened yet."""
 
 MEMBER_MAX = 12
 """Hexadecimal digits of a group's digest: 48 bits, of a few thousand groups."""
@@ -71,16 +79,23 @@ class State:
         edges: Finite bucket edges in seconds, fixed once; () until a series was seen.
         carry: Bad (or good) requests by arm that were seen before the request that they belong to.
         seen: Parts of which there ever was a series.
+        shown: When each arm last had a series of the part that every request is in, in milliseconds.
     """
 
     last: dict[str, dict[str, float]] = field(default_factory=dict)
     edges: tuple[float, ...] = ()
     carry: dict[str, float] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    shown: dict[str, int] = field(default_factory=dict)
 
     def dump(self) -> dict[str, Any]:
-        last = {g: {m: int(v) if v.is_integer() else v for m, v in values.items()} for g, values in self.last.items()}
-        return {"last": last, "edges": list(self.edges), "carry": dict(self.carry), "seen": sorted(self.seen)}
+        return {
+            "last": {g: {m: _plain(v) for m, v in values.items()} for g, values in sorted(self.last.items())},
+            "edges": list(self.edges),
+            "carry": dict(sorted(self.carry.items())),
+            "seen": sorted(self.seen),
+            "shown": dict(sorted(self.shown.items())),
+        }
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> "State":
@@ -89,10 +104,11 @@ class State:
             KeyError, TypeError, ValueError, AttributeError: it is not what `dump` gave.
         """
         return cls(
-            last={g: {m: float(v) for m, v in values.items()} for g, values in data["last"].items()},
+            last={g: {m: _count(v) for m, v in values.items()} for g, values in data["last"].items()},
             edges=tuple(float(e) for e in data["edges"]),
-            carry={arm: float(v) for arm, v in data["carry"].items()},
+            carry={arm: _count(v) for arm, v in data["carry"].items()},
             seen=set(data["seen"]),
+            shown={arm: int(t) for arm, t in data["shown"].items()},
         )
 
 
@@ -109,7 +125,7 @@ class _Problem(Exception):
 
 
 class _Unfit(_Problem):
-    """A series that is not what the question needs: it will be no other at the next beat."""
+    """A series that is not what the question needs."""
 
 
 @dataclass(slots=True)
@@ -152,26 +168,34 @@ class _Group:
 
 class Book:
     """
-    The counting of one question from its base on; `state` is always what has been consumed.
+    The counting of one question from its base on.
 
     Args:
         kind: Of the question.
-        state: What is remembered; changed in place.
-        series: All that were read, of base and beats.
+        state: What is remembered; left as it is.
+        series: Those that were read at the beats; where there are no beats, at the base.
+        behind: Groups (as in `fell`) that did not restart, whatever it looks like: their values come from a replica of the source that is a
+            few samples behind. They count nothing until they have caught up.
 
-    After `base` and the beats: `problem` says what could not be counted ("" for nothing).
+    After `base` and the beats, `state` is what is to be remembered: all that was consumed, and nothing of what was not. `problem` says what
+    kept the last beat from being counted ("" for nothing), `fell` which groups looked as if they had restarted.
     """
 
-    def __init__(self, kind: Kind, state: State, series: Sequence[Series]) -> None:
-        self.state = state
+    def __init__(self, kind: Kind, state: State, series: Sequence[Series], behind: frozenset[str] = frozenset()) -> None:
+        self.state = copy.deepcopy(state)
         self.problem = ""
+        self.fell: set[str] = set()
         self._kind = kind
-        self._groups: dict[str, _Group] = {}
+        self._behind = behind
+        self._before = state
+        self._counted = False
         self._stopped = False
+        self._groups: dict[str, _Group] = {}
         try:
-            self._collect(series)
+            self._groups = _grouped(series)
+            self.state.seen |= {g.part for g in self._groups.values()}
             if kind is Kind.HISTOGRAM and not state.edges:
-                state.edges = self._common()
+                self.state.edges = self._common()
         except _Problem as exc:
             self._stop(exc)
 
@@ -198,48 +222,44 @@ class Book:
         self.state.carry = {}
         return True
 
-    def beat(self, t: int) -> Row:
-        """Consume what happened up to `t` (milliseconds, rising). Zeros, and nothing consumed, where there is a problem."""
-        zero = Row(candidate=self._zeros(), baseline=self._zeros())
+    def beat(self, t: int) -> Row | None:
+        """Consume what happened up to `t` (milliseconds, rising). None, and nothing consumed, where there is a problem."""
         if self._stopped:
-            return zero
+            return None
         try:
             now = {key: found for key, group in self._groups.items() if (found := group.at(t))}
             for key, found in now.items():
                 self._fits(self._groups[key], found)
         except _Problem as exc:
             self._stop(exc)
-            return zero
-        carry: dict[str, float] = {}
+            return None
+        fallen = {key for key, found in now.items() if _fell(self.state.last.get(key, {}), found)}
+        self.fell |= fallen
+        fresh, carry = fallen - self._behind, dict[str, float]()
         try:
-            sums = self._sums(now)
+            sums = self._sums(now, fresh)
             row = Row(candidate=self._row(sums, CANDIDATE, carry), baseline=self._row(sums, BASELINE, carry))
         except _Problem as exc:
             # Perhaps half of a scrape was there: nothing is consumed, and the next beat has the whole.
-            self.problem = self.problem or str(exc)
-            return zero
+            self.problem = str(exc)
+            return None
         for key, found in now.items():
-            last = self.state.last.get(key, {})
-            fresh = _fell(last, found)
-            self.state.last[key] = {m: v if fresh else max(v, last.get(m, 0.0)) for m, v in found.items()}
+            last = {} if key in fresh else self.state.last.get(key, {})
+            self.state.last[key] = {m: max(v, last.get(m, 0.0)) for m, v in found.items()}
         self.state.carry = {arm: v for arm, v in carry.items() if v}
+        self.state.shown |= {g.arm: t for key in now if (g := self._groups[key]).part in WHOLES}
+        self.problem, self._counted = "", True
         return row
-
-    def present(self, part: str, arm: str) -> bool:
-        """Whether any series of an arm was read."""
-        return any(g.part == part and g.arm == arm for g in self._groups.values())
 
     # --- one beat ---------------------------------------------------------------------------------------------------------------
 
-    def _sums(self, now: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str, str], float]:
+    def _sums(self, now: Mapping[str, Mapping[str, float]], fresh: set[str]) -> dict[tuple[str, str, str], float]:
         """Increments by part, arm and bucket edge, over all series."""
         parts: dict[tuple[str, str, str], list[float]] = {}
         for key, found in now.items():
-            group, last = self._groups[key], self.state.last.get(key, {})
-            fresh = _fell(last, found)
+            group, last = self._groups[key], {} if key in fresh else self.state.last.get(key, {})
             for member, value in found.items():
-                gone = 0.0 if fresh else last.get(member, 0.0)
-                parts.setdefault((group.part, group.arm, member), []).append(max(0.0, value - gone))
+                parts.setdefault((group.part, group.arm, member), []).append(max(0.0, value - last.get(member, 0.0)))
         # fsum does not depend on the order, in which the source is free.
         return {where: math.fsum(values) for where, values in parts.items()}
 
@@ -248,32 +268,24 @@ class Book:
             case Kind.MEAN:
                 return sums.get(("amount", arm, ""), 0.0), sums.get(("count", arm, ""), 0.0)
             case Kind.HISTOGRAM:
-                names = [*(_edge(e) for e in self.state.edges), "inf"] if self.state.edges else []
+                names = [*(edge_key(e) for e in self.state.edges), "inf"] if self.state.edges else []
                 return rising([sums.get(("buckets", arm, n), 0.0) for n in names], arm)
         total = sums.get(("total", arm, ""), 0.0)
         part = "good" if "good" in self.state.seen else "bad"
         counted = sums.get((part, arm, ""), 0.0) + self.state.carry.get(arm, 0.0)
-        share, carry[arm] = within(counted, total, f"{part} of the {arm}")
+        writers = sum(g.part == part and g.arm == arm for g in self._groups.values())
+        share, carry[arm] = within(counted, total, f"{part} of the {arm}", writers)
         return (total - share if part == "good" else share), total
 
     def _fits(self, group: _Group, found: Mapping[str, float]) -> None:
         if group.part != "buckets":
             return
-        if missing := [e for e in self.state.edges if _edge(e) not in found]:
+        if missing := [e for e in self.state.edges if edge_key(e) not in found]:
             raise _Unfit(
                 f"{group.query}: {_shown(group.labels)} has no bucket le={missing[0]:g} (s), which the comparison was begun with"
             )
 
-    def _zeros(self) -> tuple[float, ...]:
-        if self._kind is Kind.HISTOGRAM:
-            return (0.0,) * (len(self.state.edges) + 1) if self.state.edges else ()
-        return 0.0, 0.0
-
     # --- series -----------------------------------------------------------------------------------------------------------------
-
-    def _collect(self, series: Sequence[Series]) -> None:
-        self._groups = _grouped(series)
-        self.state.seen |= {g.part for g in self._groups.values()}
 
     def _common(self) -> tuple[float, ...]:
         """The finite edges of every series seen; () without any series."""
@@ -287,9 +299,11 @@ class Book:
         return tuple(common)
 
     def _stop(self, exc: _Problem) -> None:
-        """No further beat of this reading: what went wrong would be consumed as if it were right."""
-        self.problem = self.problem or str(exc)
+        """No further beat of this reading, and nothing learned from series of which none was counted."""
+        self.problem = str(exc)
         self._stopped = True
+        if not self._counted:
+            self.state.edges, self.state.seen = self._before.edges, set(self._before.seen)
 
 
 def rising(values: Sequence[float], what: str) -> tuple[float, ...]:
@@ -310,14 +324,17 @@ def rising(values: Sequence[float], what: str) -> tuple[float, ...]:
     return tuple(levelled)
 
 
-def within(part: float, total: float, what: str) -> tuple[float, float]:
+def within(part: float, total: float, what: str, writers: int = 1) -> tuple[float, float]:
     """
     A part of a total, and how much of it belongs to requests that the total does not show yet.
 
+    Args:
+        writers: Series that the part was summed over.
+
     Raises:
-        ValueError: it exceeds the total by more than two counters of one moment can.
+        ValueError: it exceeds the total by more than counters of one moment can.
     """
-    if part > total + max(WHOLE, SLACK * total):
+    if part > total + max(LEAD * max(writers, 1), LEAD_SHARE * total):
         raise Contradiction(f"{part:g} {what} of {total:g} requests: the counters contradict each other")
     share = min(part, total)
     return share, part - share
@@ -331,6 +348,30 @@ def digest(part: str, arm: str, query: str, labels: Mapping[str, str]) -> str:
     """A short name of a group, the same in every process."""
     text = json.dumps([part, arm, query, sorted(labels.items())], ensure_ascii=False, separators=(",", ":"))
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:MEMBER_MAX]
+
+
+def edge_name(le: str, unit_s: float) -> str:
+    """`edge_key` of a label's text; the text itself, which is no edge of ours, if it is no number."""
+    try:
+        return edge_key(edge_s(le, unit_s))
+    except ValueError:
+        return f"le={le}"
+
+
+def zeros(kind: Kind, edges: tuple[float, ...]) -> tuple[float, ...]:
+    """One arm's part of a row in which nothing is counted; () for a histogram whose edges are not known."""
+    if kind is Kind.HISTOGRAM:
+        return (0.0,) * (len(edges) + 1) if edges else ()
+    return 0.0, 0.0
+
+
+def groups_of(series: Iterable[Series]) -> frozenset[str]:
+    """The groups of some series, as `Book.fell` names them."""
+    found = set()
+    for one in series:
+        labels = {k: v for k, v in one.labels.items() if k != "le" or one.part != "buckets"}
+        found.add(digest(one.part, one.arm, one.query, labels))
+    return frozenset(found)
 
 
 def edge_s(le: str, unit_s: float) -> float:
@@ -354,7 +395,7 @@ def _grouped(series: Iterable[Series]) -> dict[str, _Group]:
         if one.part == "buckets":
             text = labels.pop("le", "")
             try:
-                member = _edge(edge_s(text, one.unit_s))
+                member = edge_key(edge_s(text, one.unit_s))
             except ValueError:
                 raise _Unfit(f"{one.query}: bucket edge le={text[:40]!r} of {_shown(labels)} is no number") from None
         key = digest(one.part, one.arm, one.query, labels)
@@ -370,7 +411,24 @@ def _fell(last: Mapping[str, float], now: Mapping[str, float]) -> bool:
     return any(now[m] - last[m] < -SLACK * (1 + last[m]) for m in now.keys() & last.keys())
 
 
-def _edge(value: float) -> str:
+def _plain(value: float) -> float:
+    """Whole numbers without a fraction: shorter as JSON, and read back as the same float."""
+    return int(value) if value.is_integer() and value < 2**53 else value
+
+
+def _count(value: Any) -> float:
+    """
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    found = float(value)
+    if not (math.isfinite(found) and found >= 0):
+        raise ValueError(f"{found} is not a finite number from 0 up")
+    return found
+
+
+def edge_key(value: float) -> str:
+    """A bucket edge as `State.last` names it."""
     return "inf" if value == math.inf else repr(value)
 
 

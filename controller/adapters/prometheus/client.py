@@ -29,17 +29,20 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ReadTimeoutError
 from urllib3.util.retry import Retry
 
-from controller.adapters.prometheus.answer import Series, Untrusted, error_of, excerpt, read_vector
+from controller.adapters.prometheus.answer import Series, Track, Untrusted, error_of, excerpt, read_matrix, read_vector
 from controller.core.measurement import Evidence
 
 ANSWER_MAX = 256 * 1024
 """Bytes of an answer that is accepted and kept whole as evidence. Two arms of a hundred buckets take 16 kB."""
 
+MATRIX_MAX = 32 * 1024 * 1024
+"""Bytes of an answer about traffic: raw counters, each at several times. Ten routers with three routes are 12,000 series: 3 MB of labels."""
+
 READ_MAX = 4 * 1024 * 1024
-"""Bytes that are read, for the digest, of an answer that is refused for its length."""
+"""Bytes that are read, for the digest, beyond those that are accepted."""
 
 KEPT_OF_LONG = 4 * 1024
-"""Bytes of such an answer that are kept."""
+"""Bytes that are kept of an answer that is longer than `ANSWER_MAX`."""
 
 WORKERS = 4
 """Questions under way at a time: one that hangs must not starve the others."""
@@ -50,16 +53,38 @@ class ClientError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """
+    Args:
+        query: PromQL.
+        at: When it is evaluated.
+        matrix: It is answered with series over time and not with one value each.
+    """
+
+    query: str
+    at: datetime
+    matrix: bool = False
+
+    @property
+    def answer_max(self) -> int:
+        return MATRIX_MAX if self.matrix else ANSWER_MAX
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """
     Args:
-        series: What was answered; empty when `failure` says why it cannot be used.
+        series: What was answered with a vector; empty when `failure` says why it cannot be used.
+        tracks: The same of a matrix.
         failure: "" for a usable answer.
-        evidence: The question and the answer, verbatim.
+        too_long: It was refused for its length.
+        evidence: The question and the answer, verbatim; of a long answer the beginning.
     """
 
-    series: tuple[Series, ...]
+    series: tuple[Series, ...] = ()
+    tracks: tuple[Track, ...] = ()
     failure: str
+    too_long: bool = False
     evidence: Evidence
 
 
@@ -97,25 +122,31 @@ class PrometheusClient:
         self._auth = None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
 
     def ask(self, queries: Sequence[str], at: datetime) -> dict[str, Answer]:
+        """`ask_all` of instant queries at one time, each once."""
+        asks = [Ask(query=q, at=at) for q in queries]
+        return {ask.query: answer for ask, answer in self.ask_all(asks).items()}
+
+    def ask_all(self, asks: Sequence[Ask], *, timeout_s: float | None = None) -> dict[Ask, Answer]:
         """
         Args:
-            queries: PromQL, each once.
-            at: Evaluation time of all of them.
+            asks: The questions; the same one is asked once.
+            timeout_s: Instead of the client's own.
 
         Returns:
-            An answer for each query, within `timeout_s`; never raises for anything that the server does.
+            An answer for each question, within the deadline; never raises for anything that the server does.
         """
-        if not queries:
+        if not asks:
             return {}
-        deadline = time.monotonic() + self.timeout_s
+        budget_s = timeout_s or self.timeout_s
+        deadline = time.monotonic() + budget_s
         sockets = _Sockets()
         session = _Session(self.base_url, sockets)
-        pool = ThreadPoolExecutor(max_workers=min(WORKERS, len(queries)), thread_name_prefix="prometheus")
+        pool = ThreadPoolExecutor(max_workers=min(WORKERS, len(asks)), thread_name_prefix="prometheus")
         try:
             connect = self._connect(session)
-            futures = {q: pool.submit(self._ask_one, connect, session, q, at, deadline) for q in queries}
+            futures = {a: pool.submit(self._ask_one, connect, session, a, deadline, budget_s) for a in dict.fromkeys(asks)}
             wait(futures.values(), timeout=max(0.0, deadline - time.monotonic()))
-            return {q: self._collect(q, future, at) for q, future in futures.items()}
+            return {a: self._collect(a, future, budget_s) for a, future in futures.items()}
         finally:
             sockets.shut()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -154,52 +185,57 @@ class PrometheusClient:
         session.mount(self.base_url, session.adapter)
         return connect
 
-    def _ask_one(self, connect: Any, session: "_Session", query: str, at: datetime, deadline: float) -> Answer:
+    def _ask_one(self, connect: Any, session: "_Session", ask: Ask, deadline: float, budget_s: float) -> Answer:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
-            return self._late(query, at)
-        session.forget()
+            return self._late(ask, budget_s)
+        session.forget(ask.answer_max)
         failure = ""
         series: tuple[Series, ...] = ()
+        tracks: tuple[Track, ...] = ()
         try:
             # Prometheus gives up a little earlier than we do, and then says why.
-            params = {"time": f"{at.timestamp():.3f}", "timeout": f"{max(int(left_s * 900), 1)}ms"}
-            connect.custom_query(query, params=params, timeout=left_s)
+            params = {"time": f"{ask.at.timestamp():.3f}", "timeout": f"{max(int(left_s * 900), 1)}ms"}
+            connect.custom_query(ask.query, params=params, timeout=left_s)
             raw = session.seen()
-            series = () if raw.too_long else read_vector(raw.body, at.timestamp())
+            if not raw.too_long and ask.matrix:
+                tracks = read_matrix(raw.body, ask.at.timestamp())
+            elif not raw.too_long:
+                series = read_vector(raw.body, ask.at.timestamp())
         except PrometheusApiClientException:
             failure = _refusal(session.seen())
         except Untrusted as exc:
             failure = str(exc)
         except requests.JSONDecodeError:
-            failure = _unreadable(session.seen())
+            failure = _unreadable(session.seen(), ask)
         except (requests.RequestException, OSError) as exc:
-            failure = _transport(exc, self.timeout_s, session.seen())
+            failure = _transport(exc, budget_s, session.seen())
         except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
             # The client looked into an answer that is not what it takes for granted.
-            failure = _unreadable(session.seen())
+            failure = _unreadable(session.seen(), ask)
         raw = session.seen()
-        if raw.too_long and raw.status == 200:
-            failure, series = f"an answer of more than {ANSWER_MAX} bytes", ()
+        too_long = raw.too_long and raw.status == 200
+        if too_long:
+            failure, series, tracks = f"an answer of more than {ask.answer_max} bytes", (), ()
         return Answer(
             series=series,
+            tracks=tracks,
             failure=failure and f"Prometheus at {self.base_url}: {failure}",
-            evidence=_evidence(query, at, raw, failure),
+            too_long=too_long,
+            evidence=_evidence(ask, raw, failure),
         )
 
-    def _collect(self, query: str, future: "Future[Answer]", at: datetime) -> Answer:
+    def _collect(self, ask: Ask, future: "Future[Answer]", budget_s: float) -> Answer:
         if not future.done():
-            return self._late(query, at)
+            return self._late(ask, budget_s)
         if (exc := future.exception()) is not None:
             failure = f"{type(exc).__name__}: {exc!r}"
-            return Answer(series=(), failure=failure, evidence=_evidence(query, at, _Raw(), failure))
+            return Answer(failure=failure, evidence=_evidence(ask, _Raw(), failure))
         return future.result()
 
-    def _late(self, query: str, at: datetime) -> Answer:
-        failure = f"no complete answer within {self.timeout_s:g} s"
-        return Answer(
-            series=(), failure=f"Prometheus at {self.base_url}: {failure}", evidence=_evidence(query, at, _Raw(), failure)
-        )
+    def _late(self, ask: Ask, budget_s: float) -> Answer:
+        failure = f"no complete answer within {budget_s:g} s"
+        return Answer(failure=f"Prometheus at {self.base_url}: {failure}", evidence=_evidence(ask, _Raw(), failure))
 
 
 class _Session(requests.Session):
@@ -221,8 +257,8 @@ class _Session(requests.Session):
         """What came for this thread's last question."""
         return getattr(self._local, "raw", _Raw())
 
-    def forget(self) -> None:
-        self._local.raw = _Raw()
+    def forget(self, answer_max: int) -> None:
+        self._local.raw, self._local.answer_max = _Raw(), answer_max
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Never: requests would read a redirect's body without a bound before it looks at `max_redirects`."""
@@ -235,24 +271,25 @@ class _Session(requests.Session):
         raw = self._local.raw = _Raw()
         with super().request(method, url, *args, **kwargs) as response:
             raw.status, raw.headers = response.status_code, response.headers
-            self._read(response, raw)
+            self._read(response, raw, getattr(self._local, "answer_max", ANSWER_MAX))
             # Read here, with a bound, what requests would read without one.
             response._content = raw.body
             response._content_consumed = True  # type: ignore[attr-defined]  # requests sets it the same way in Response.content
         return response
 
     @staticmethod
-    def _read(response: requests.Response, raw: _Raw) -> None:
+    def _read(response: requests.Response, raw: _Raw, answer_max: int) -> None:
         digest, length, kept = sha256(), 0, bytearray()
-        for chunk in response.iter_content(16 * 1024):
-            digest.update(chunk)
-            length += len(chunk)
-            if length <= ANSWER_MAX:
-                kept += chunk
-                raw.body, raw.digest = bytes(kept), digest.hexdigest()
-            elif length > READ_MAX:
-                break
-        raw.digest, raw.too_long = digest.hexdigest(), length > ANSWER_MAX
+        try:
+            for chunk in response.iter_content(64 * 1024):
+                digest.update(chunk)
+                length += len(chunk)
+                if length <= answer_max:
+                    kept += chunk
+                elif length > answer_max + READ_MAX:
+                    break
+        finally:  # what came before an end that is none is evidence, too
+            raw.body, raw.digest, raw.too_long = bytes(kept), digest.hexdigest(), length > answer_max
 
 
 class _Adapter(HTTPAdapter):
@@ -311,11 +348,11 @@ def no_retries() -> Retry:
     return Retry(total=0, respect_retry_after_header=False)
 
 
-def _evidence(query: str, at: datetime, raw: _Raw, failure: str) -> Evidence:
-    kept = raw.body[:KEPT_OF_LONG] if raw.too_long else raw.body
+def _evidence(ask: Ask, raw: _Raw, failure: str) -> Evidence:
+    kept = raw.body[:KEPT_OF_LONG] if raw.too_long or len(raw.body) > ANSWER_MAX else raw.body
     return Evidence(
-        query=query,
-        at=at,
+        query=ask.query,
+        at=ask.at,
         # A zero byte cannot be stored as text in Postgres; the digest is of what was sent.
         answer=kept.decode("utf-8", "replace").replace("\x00", "\ufffd"),
         digest=raw.digest or sha256(b"").hexdigest(),
@@ -323,10 +360,13 @@ def _evidence(query: str, at: datetime, raw: _Raw, failure: str) -> Evidence:
     )
 
 
-def _unreadable(raw: _Raw) -> str:
+def _unreadable(raw: _Raw, ask: Ask) -> str:
     """Why a 200 answer that the library stumbled over cannot be used, in the words of our own reader."""
     try:
-        read_vector(raw.body, math.nan)
+        if ask.matrix:
+            read_matrix(raw.body, ask.at.timestamp())
+        else:
+            read_vector(raw.body, math.nan)
     except Untrusted as exc:
         return f"status 200 ({raw.headers.get('Content-Type', 'no content type')[:60]}), but {exc}"
     return "status 200, but an answer that cannot be read"

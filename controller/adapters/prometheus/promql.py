@@ -1,0 +1,109 @@
+"""
+Counters as questions: what is asked in PromQL, and which series of an answer is which.
+
+It stands between the profile, which knows selectors, and the source, which asks. Its one rule: one question is one query. All counters of
+both arms are read at once, each tagged with what it is, so that they are of one moment.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from controller.adapters.prometheus.answer import Series, Track, Untrusted
+from controller.adapters.prometheus.profile import Counted, duration
+from controller.core.ledger import Series as Counter
+
+TAG = "penstock"
+"""Label of an answer's series: which of the counters that were asked for this is."""
+
+BASE_WINDOW_MS = 3_600_000
+BASE_WINDOW = duration(BASE_WINDOW_MS)
+"""How old the last value of a counter may be when a phase begins. One that was silent for longer and comes back counts from 0."""
+
+
+def values(counted: Sequence[Counted], window_ms: int, step_ms: int) -> str:
+    """Every counter's value at each whole multiple of a step within a window."""
+    return f"({_union((c, c.promql()) for c in counted)})[{duration(window_ms)}:{duration(step_ms)}]"
+
+
+def last(counted: Sequence[Counted]) -> str:
+    """Every counter's last value."""
+    return _union((c, c.promql("last_over_time", BASE_WINDOW)) for c in counted)
+
+
+def resets(counted: Sequence[Counted], window_ms: int) -> str:
+    """How often each counter restarted within a window."""
+    return _union((c, c.promql("resets", duration(window_ms))) for c in counted)
+
+
+def total(counted: Sequence[Counted], function: str, window_ms: int) -> str:
+    """The sum of a function of each counter over a window, for each of `counted`."""
+    return _union((c, f"sum({c.promql(function, duration(window_ms))})") for c in counted)
+
+
+def history(counted: Sequence[Counted], each_ms: int, window_ms: int) -> str:
+    """Increases over `each_ms`, one after the other within a window, summed over series."""
+    sums = ((c, f"sum{' by (le)' if c.part == 'buckets' else ''} ({c.promql('increase', duration(each_ms))})") for c in counted)
+    return f"({_union(sums)})[{duration(window_ms)}:{duration(each_ms)}]"
+
+
+def anywhere(counted: Counted) -> str:
+    """How many series a metric has, of whatever arm."""
+    return f"count(last_over_time({counted.term.metric}[{BASE_WINDOW}]))"
+
+
+def labelled(counted: Counted) -> str:
+    """How many series a metric has that carry the labels which tell the arms apart, with whatever value."""
+    labels = ",".join(f'{label}!=""' for label in sorted(counted.arm_labels))
+    return f"count(last_over_time({counted.term.metric}{{{labels}}}[{BASE_WINDOW}]))"
+
+
+def counters(counted: Sequence[Counted], tracks: Iterable[Track], unit_s: float) -> list[Counter]:
+    """
+    The series of an answer as the ledger takes them.
+
+    Raises:
+        Untrusted: a series has no tag that was asked for.
+    """
+    known = {tag(i, c): c for i, c in enumerate(counted)}
+    found = []
+    for track in tracks:
+        of = known.get(track.labels.get(TAG, ""))
+        if of is None:
+            raise Untrusted(f"a series that was not asked for: {dict(track.labels)!r:.200}")
+        labels = {k: v for k, v in track.labels.items() if k not in (TAG, "__name__")}
+        found.append(Counter(part=of.part, arm=of.arm, labels=labels, points=track.points, query=of.selector, unit_s=unit_s))
+    return found
+
+
+def at(series: Iterable[Series], time_ms: int) -> list[Track]:
+    """A vector as tracks of one point."""
+    return [Track(labels=s.labels, points={time_ms: s.value}) for s in series]
+
+
+def by_arm(counted: Sequence[Counted], series: Iterable[Series]) -> dict[str, float]:
+    """
+    Values of `total` summed by arm; an arm without any series is not there.
+
+    Raises:
+        Untrusted: a series was not asked for, or is there twice.
+    """
+    known: Mapping[str, Counted] = {tag(i, c): c for i, c in enumerate(counted)}
+    seen: set[str] = set()
+    found: dict[str, float] = {}
+    for one in series:
+        name = one.labels.get(TAG, "")
+        if name not in known or set(one.labels) != {TAG}:
+            raise Untrusted(f"a series that was not asked for: {dict(one.labels)!r:.200}")
+        if name in seen:
+            raise Untrusted(f"two series for {name!r} where one was expected")
+        seen.add(name)
+        arm = known[name].arm
+        found[arm] = found.get(arm, 0.0) + one.value
+    return found
+
+
+def tag(index: int, counted: Counted) -> str:
+    return f"{counted.arm}:{counted.part}:{index}"
+
+
+def _union(parts: Iterable[tuple[Counted, str]]) -> str:
+    return " or ".join(f'label_replace({text}, "{TAG}", "{tag(i, c)}", "", "")' for i, (c, text) in enumerate(parts))

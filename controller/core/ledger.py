@@ -78,7 +78,7 @@ class State:
         last: Last consumed value by group (digest) and bucket edge ("" for what is no histogram).
         edges: Finite bucket edges in seconds, fixed once; () until a series was seen.
         carry: Bad (or good) requests by arm that were seen before the request that they belong to.
-        seen: Parts of which there ever was a series.
+        seen: Parts of which there ever was a series, or are known to be there with other labels.
         shown: When each arm last had a series of the part that every request is in, in milliseconds.
     """
 
@@ -172,6 +172,7 @@ class Book:
 
     Args:
         kind: Of the question.
+        parts: Which it is counted from, one of `PARTS`.
         state: What is remembered; left as it is.
         series: Those that were read at the beats; where there are no beats, at the base.
         behind: Groups (as in `fell`) that did not restart, whatever it looks like: their values come from a replica of the source that is a
@@ -181,11 +182,19 @@ class Book:
     kept the last beat from being counted ("" for nothing), `fell` which groups looked as if they had restarted.
     """
 
-    def __init__(self, kind: Kind, state: State, series: Sequence[Series], behind: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        parts: Iterable[str],
+        state: State,
+        series: Sequence[Series],
+        behind: frozenset[str] = frozenset(),
+    ) -> None:
         self.state = copy.deepcopy(state)
         self.problem = ""
         self.fell: set[str] = set()
         self._kind = kind
+        self._part = "good" if "good" in parts else "bad"
         self._behind = behind
         self._before = state
         self._counted = False
@@ -271,7 +280,7 @@ class Book:
                 names = [*(edge_key(e) for e in self.state.edges), "inf"] if self.state.edges else []
                 return rising([sums.get(("buckets", arm, n), 0.0) for n in names], arm)
         total = sums.get(("total", arm, ""), 0.0)
-        part = "good" if "good" in self.state.seen else "bad"
+        part = self._part
         counted = sums.get((part, arm, ""), 0.0) + self.state.carry.get(arm, 0.0)
         writers = sum(g.part == part and g.arm == arm for g in self._groups.values())
         share, carry[arm] = within(counted, total, f"{part} of the {arm}", writers)

@@ -1,29 +1,31 @@
 """
 The metric source against the real Prometheus, which scrapes an exporter of this test.
 
-One story is told once (zero series, traffic, a candidate that vanishes) and every test looks at it. Counts are compared with what
-`increase` may make of them: never less than what happened, and at most one scrape's extrapolation more.
+One story is told once (zero series, traffic, a candidate that vanishes) and every test looks at it. What `measure` counts is compared with what
+`increase` may make of it: never less than what happened, and at most one scrape's extrapolation more. What `traffic` counts is exact.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
-from controller.core.histogram import above
 from prometheus_client import CollectorRegistry, Counter, start_http_server
 from prometheus_client import Histogram as Buckets
 
 from controller.adapters.prometheus import PrometheusSource
-from controller.core.measurement import Counts, Histogram, Measurement, Moments, NoData, QueryFailed, Sampled
-from controller.core.plan import AtLeast, AtMost, MeanIncrease, QuantileIncrease, QuantileLimit, RateLimit, Silence
+from controller.core.measurement import Counts, Measurement, NoData, QueryFailed, Sampled
+from controller.core.plan import AtLeast, AtMost, Silence
+from controller.core.traffic import Kind, Question, TrafficRead, columns_of
 from controller.ports import Scope
 from services.prometheus import PrometheusServer
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(90)]
 
 SCRAPE = timedelta(milliseconds=250)
+STEP = timedelta(milliseconds=500)
 EDGES = (0.5, 1.0, 3.0, 10.0)
 COMMON = ("environment", "flag", "route", "arm", "model", "streaming")
 OUTCOMES = ("ok", "error", "timeout", "rate_limited", "client_error", "cancelled")
@@ -62,7 +64,8 @@ class Exporter:
                 self.requests.labels(*at, outcome)
             for metric in (self.unavailable, self.duration, self.ttft, *self.cost):
                 metric.labels(*at)
-            self.fallbacks.labels(*at, "gpt-4.1", "ok")
+            for outcome in ("ok", "failed"):
+                self.fallbacks.labels(*at, "gpt-4.1", outcome)
 
     def serve(
         self, flag: str, arm: str, outcome: str, *, n: int = 1, seconds: float = 0.3, usd: float = 0.01, streaming: str = "false"
@@ -132,6 +135,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
             flag="chat",
             arm="candidate",
             recent=timedelta(minutes=15),
+            step=STEP,
             since=now(),
             opened_at=now(),
             at=now(),
@@ -150,6 +154,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
             flag="chat",
             arm="candidate",
             recent=timedelta(minutes=15),
+            step=STEP,
             since=since,
             opened_at=begin.opened_at,
             at=now(),
@@ -194,51 +199,79 @@ def test_it_answers_with_its_version(told: Told) -> None:
     assert told.source.probe()[0].isdigit()
 
 
-def test_the_errors_of_both_arms_are_counted_over_one_window(told: Told) -> None:
-    seen = of(told, RateLimit(name="e", indicator="error_ratio", limit=0.01))
-    assert isinstance(seen, Sampled) and isinstance(seen.candidate, Counts) and isinstance(seen.baseline, Counts)
-    # 80 + 10 ok, 10 timeouts and 20 streamed; 50 client errors are nobody's fault here.
-    assert (seen.candidate.bad, seen.candidate.total) == (about(10), about(120))
-    assert (seen.baseline.bad, seen.baseline.total) == (0.0, about(400))
-    # All counters jumped together, so the share is exact whatever was extrapolated.
-    assert seen.candidate.bad / seen.candidate.total == pytest.approx(10 / 120)
-    assert len({e.at for e in seen.evidence}) == 1
+QUESTIONS = (
+    Question(key="requests", kind=Kind.RATE, indicator="requests"),
+    Question(key="errors", kind=Kind.RATE, indicator="error_ratio"),
+    Question(key="timeouts", kind=Kind.RATE, indicator="timeout_ratio", where={"streaming": "true"}),
+    Question(key="availability", kind=Kind.RATE, indicator="availability"),
+    Question(key="fallbacks", kind=Kind.RATE, indicator="fallback_success"),
+    Question(key="latency", kind=Kind.HISTOGRAM, indicator="latency", where={"streaming": "false"}),
+    Question(key="ttft", kind=Kind.HISTOGRAM, indicator="ttft"),
+    Question(key="cost", kind=Kind.MEAN, indicator="cost_per_request"),
+)
 
 
-def test_a_filter_leaves_only_what_it_names(told: Told) -> None:
-    seen = of(told, RateLimit(name="e", indicator="timeout_ratio", limit=0.01, where={"streaming": "true"}))
-    assert isinstance(seen, Sampled) and isinstance(seen.candidate, Counts)
-    assert (seen.candidate.bad, seen.candidate.total) == (0.0, about(20))
+def summed(read: TrafficRead) -> dict[str, tuple[float, float]]:
+    """Everything that happened, by column: candidate and baseline."""
+    traffic = read.traffic
+    assert traffic is not None, read.failure
+    assert traffic.problems == {}
+    names = columns_of(QUESTIONS, traffic.edges)
+    return {
+        n: (sum(b.candidate[i] for b in traffic.beats), sum(b.baseline[i] for b in traffic.beats)) for i, n in enumerate(names)
+    }
 
 
-def test_unavailability_is_counted_against_the_same_requests(told: Told) -> None:
-    seen = of(told, RateLimit(name="a", indicator="availability", limit=0.001))
-    assert isinstance(seen, Sampled) and isinstance(seen.candidate, Counts)
-    assert (seen.candidate.bad, seen.candidate.total) == (about(3), about(120))
-
-
-def test_requests_slower_than_a_limit_are_read_from_the_bucket_edge(told: Told) -> None:
-    seen = of(told, QuantileLimit(name="p", indicator="latency", quantile=0.95, limit_s=3.0, where={"streaming": "false"}))
-    assert isinstance(seen, Sampled) and isinstance(seen.candidate, Histogram) and isinstance(seen.baseline, Histogram)
-    assert seen.candidate.edges_s == EDGES
-    slower = above(seen.candidate, 3.0)
-    assert (slower.bad, slower.total) == (about(20), about(150))
-    assert above(seen.baseline, 0.5).bad == pytest.approx(0.0)
-
-
-def test_time_to_first_token_comes_from_its_own_histogram(told: Told) -> None:
-    seen = of(told, QuantileIncrease(name="t", indicator="ttft", quantile=0.5, max_increase=0.1, where={"streaming": "true"}))
-    assert isinstance(seen, Sampled) and isinstance(seen.candidate, Histogram) and isinstance(seen.baseline, Histogram)
-    assert (seen.candidate.total, seen.baseline.total) == (about(20), 0.0)
-
-
-def test_the_moments_of_the_cost_give_mean_and_variance(told: Told) -> None:
-    seen = of(told, MeanIncrease(name="c", indicator="cost_per_request", max_increase=0.1))
-    assert isinstance(seen, Sampled) and isinstance(seen.candidate, Moments) and isinstance(seen.baseline, Moments)
+def test_traffic_is_exactly_what_happened_since_the_phase_began(told: Told) -> None:
+    read = told.source.traffic(QUESTIONS, told.chat, {})
+    counts = summed(read)
+    # 90 ok, 10 timeouts, 50 client errors and 20 streamed; the baseline's 400.
+    assert counts["requests:total"] == (170, 400)
+    # Client errors are nobody's fault here.
+    assert (counts["errors:bad"], counts["errors:total"]) == ((10, 0), (120, 400))
+    assert (counts["timeouts:bad"], counts["timeouts:total"]) == ((0, 0), (20, 0))
+    assert (counts["availability:bad"], counts["availability:total"]) == ((3, 0), (170, 400))
+    assert (counts["fallbacks:bad"], counts["fallbacks:total"]) == ((0, 0), (1, 0))
+    assert counts["cost:count"] == (170, 400)
     # 90 at 0.02, 20 at 0.01 and 60 at nothing.
-    assert seen.candidate.total / seen.candidate.n == pytest.approx((90 * 0.02 + 20 * 0.01) / 170)
-    assert seen.candidate.squares / seen.candidate.n == pytest.approx((90 * 0.0004 + 20 * 0.0001) / 170)
-    assert seen.baseline.total / seen.baseline.n == pytest.approx(0.01)
+    assert counts["cost:amount"] == pytest.approx((90 * 0.02 + 20 * 0.01, 4.0))
+    assert read.traffic is not None and read.traffic.edges == {"latency": EDGES, "ttft": EDGES}
+    # At or below 0.5, 1, 3 and 10 s, and all: 50 client errors at 0.1 s, 80 at 0.8 s, 10 at 5 s, 10 timeouts at 30 s.
+    assert [counts[f"latency:{i}"] for i in range(5)] == [(50, 400), (130, 400), (130, 400), (140, 400), (150, 400)]
+    assert [counts[f"ttft:{i}"] for i in range(5)] == [(0, 0), (20, 0), (20, 0), (20, 0), (20, 0)]
+
+
+def test_traffic_lies_on_whole_multiples_of_the_step_after_the_phase_began(told: Told) -> None:
+    traffic = told.source.traffic(QUESTIONS, told.chat, {}).traffic
+    assert traffic is not None
+    step_s = STEP.total_seconds()
+    times = [b.at.timestamp() for b in traffic.beats]
+    assert all(t % step_s == 0 for t in times)
+    assert [b - a for a, b in pairwise(times)] == [step_s] * (len(times) - 1)
+    assert 0 <= told.chat.since.timestamp() - traffic.since.timestamp() < step_s
+    assert 0 <= told.chat.at.timestamp() - times[-1] < step_s
+
+
+def test_one_query_for_each_question_however_many_beats(told: Told) -> None:
+    first = told.source.traffic(QUESTIONS, replace(told.chat, at=told.chat.since + 2 * STEP), {})
+    second = told.source.traffic(QUESTIONS, told.chat, first.ledger)
+    assert {key: len(asked) for key, asked in second.evidence.items()} == {q.key: 1 for q in QUESTIONS}
+    assert {e.at for asked in second.evidence.values() for e in asked} == {second.traffic.beats[-1].at}  # type: ignore[union-attr]
+
+
+def test_a_candidate_without_series_is_absent_and_counts_nothing(told: Told) -> None:
+    read = told.source.traffic(QUESTIONS, told.silent, {})
+    assert read.traffic is not None
+    assert read.traffic.absent["requests"] == ("candidate",)
+    assert summed(read)["requests:total"] == (0, 300)
+
+
+def test_a_candidate_whose_series_vanished_is_named_and_what_it_did_still_counts(told: Told) -> None:
+    # Its last counts were seen before it went; requests that were never scraped are lost with their process.
+    vanished = told.source.traffic(QUESTIONS[:1], replace(told.gone, at=told.gone.at + timedelta(seconds=2)), {})
+    assert vanished.traffic is not None
+    assert "no sample of the candidate since" in vanished.traffic.problems["requests"]
+    assert "penstock_requests_total" in vanished.traffic.problems["requests"]
 
 
 def test_one_fallback_is_one(told: Told) -> None:
@@ -260,36 +293,35 @@ def test_exposure_is_every_request_that_the_candidate_answered(told: Told) -> No
 
 
 def test_a_candidate_that_never_reported_is_silent(told: Told) -> None:
-    silence, errors = told.source.measure(
-        [Silence(), RateLimit(name="e", indicator="error_ratio", limit=0.01)], told.silent
-    ).measurements
+    silence = of(told, Silence(), told.silent)
     assert isinstance(silence, Sampled) and isinstance(silence.baseline, Counts)
     assert silence.candidate == Counts(bad=0.0, total=0.0)
     assert silence.baseline.total == about(300)
-    assert isinstance(errors, NoData)
 
 
 def test_a_candidate_whose_series_vanished_is_stale_although_its_counts_are_still_in_the_window(told: Told) -> None:
-    seen = of(told, RateLimit(name="e", indicator="error_ratio", limit=0.01), told.gone)
+    seen = of(told, Silence(), told.gone)
     assert isinstance(seen, NoData)
     assert "no sample of the candidate in the last 1 s" in seen.reason
 
 
 def test_a_time_far_ahead_of_the_last_scrape_is_no_data(told: Told) -> None:
-    seen = of(
-        told, RateLimit(name="e", indicator="error_ratio", limit=0.01), replace(told.chat, at=now() + timedelta(seconds=60))
-    )
-    assert isinstance(seen, NoData)
+    assert isinstance(of(told, Silence(), replace(told.chat, at=now() + timedelta(seconds=60))), NoData)
 
 
 @pytest.mark.parametrize("value", ['false"} or vector(1000) #', "false\\", "fal|.*", "{{$x}}", "$window"])
 def test_a_filter_that_tries_to_break_out_matches_nothing(told: Told, value: str) -> None:
-    seen = of(told, RateLimit(name="e", indicator="error_ratio", limit=0.01, where={"streaming": value}))
+    seen = of(told, AtLeast(name="f", indicator="fallbacks", times=1, by_phase="p", where={"streaming": value}))
     assert isinstance(seen, NoData), seen
+    question = Question(key="requests", kind=Kind.RATE, indicator="requests", where={"streaming": value})
+    read = told.source.traffic([question], told.chat, {})
+    assert read.traffic is not None
+    assert read.traffic.absent["requests"] == ("candidate", "baseline")
+    assert {v for beat in read.traffic.beats for v in (*beat.candidate, *beat.baseline)} == {0.0}
 
 
 def test_a_newline_in_a_filter_is_refused(told: Told) -> None:
-    seen = of(told, RateLimit(name="e", indicator="error_ratio", limit=0.01, where={"streaming": "a\nb"}))
+    seen = of(told, AtLeast(name="f", indicator="fallbacks", times=1, by_phase="p", where={"streaming": "a\nb"}))
     assert isinstance(seen, QueryFailed)
 
 

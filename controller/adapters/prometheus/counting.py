@@ -331,7 +331,9 @@ class Counting:
         inquiry.rows = [None] * len(times.beats)
         if inquiry.problem:
             return
-        book = Book(inquiry.question.kind, inquiry.kept.state, inquiry.beats or inquiry.base or [], behind)
+        assert inquiry.indicator is not None
+        series = inquiry.beats or inquiry.base or []
+        book = Book(inquiry.question.kind, inquiry.indicator.parts, inquiry.kept.state, series, behind)
         if inquiry.base is None or book.base(times.base, inquiry.base):
             inquiry.based = True
             inquiry.rows = [book.beat(t) for t in times.beats]
@@ -471,6 +473,8 @@ def _exists(inquiry: _Inquiry, found: Sequence[tuple[Counted, Answer, Answer]]) 
             return
         metric, labels = counted.term.metric, ", ".join(sorted(counted.arm_labels))
         if labelled.series:
+            if inquiry.book is not None:
+                inquiry.book.state.seen.add(counted.part)
             return
         if anywhere.series:
             wrong.append(f"no series of {metric} has the labels {labels}, which tell the arms apart ({labelled.evidence.query})")

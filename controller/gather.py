@@ -77,7 +77,7 @@ def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: Case
 
     recorded = rollout.evidence
     at_hand = shelf.take(rollout.id, recorded)
-    case = Case.of(plan, audit.text(recorded)) if at_hand is None else at_hand.case
+    case = Case.of(plan, audit.text(recorded) if recorded else "") if at_hand is None else at_hand.case
     readings = () if at_hand is None else at_hand.readings
     read = metrics.traffic(case.questions, scope, case.ledger)
     if read.traffic is not None:

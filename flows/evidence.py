@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from controller.core.decision import Decision, Hold
 from controller.core.gates import GateResult, Verdict, shown
 from controller.core.measurement import Measurement
-from controller.core.notice import standing
+from controller.core.notice import account_of, standing
 from controller.core.plan import Phase, Plan
 from controller.core.rollout import Applied, Decided, Entry, Paused, Promoted, Rollout, replay, step
 from specfile import format_duration
@@ -33,22 +33,22 @@ class Stay:
     until: datetime | None
 
 
-def page(rollout: Rollout, entries: Sequence[Entry], decided: Decided, at: datetime) -> str:
+def page(rollout: Rollout, entries: Sequence[Entry], row: Entry) -> str:
     """
     Args:
         rollout: As it stands after the decision.
         entries: All its audit rows.
-        decided: The decision shown.
-        at: When it was taken.
+        row: The decision.
 
     Returns:
         Markdown with tables and one mermaid diagram.
     """
-    plan, observed = rollout.plan, decided.observed
+    plan, decided, at = rollout.plan, decision_of(row), row.at
+    observed = decided.observed
     exposure = "not measured" if rollout.exposure is None else f"{rollout.exposure:.0f} requests answered by the candidate"
     parts = [
         f"# {plan.name}: {plan.baseline.model} → {plan.candidate.model}",
-        f"**{headline(decided.decision, plan)}** · {text_of(decided.decision)}",
+        f"**{headline(decided.decision, plan)}** · {_cell(account_of(row, entries))}",
         f"Now: {standing(rollout)} · {exposure} · {next_look(rollout, decided.decision)}",
         progress(rollout),
         "## Evidence",
@@ -72,11 +72,6 @@ def headline(decision: Decision, plan: Plan) -> str:
             return f"Hold ({decision.why.replace('_', ' ')})"
         case _:
             return f"{decision.kind.replace('_', ' ').capitalize()} ({decision.why.replace('_', ' ')})"
-
-
-def text_of(decision: Decision) -> str:
-    """The decision's sentence, safe inside Markdown."""
-    return _cell(decision.text)
 
 
 def next_look(rollout: Rollout, decision: Decision) -> str:
@@ -174,17 +169,22 @@ def artifact_key(rollout_id: str) -> str:
     return "gate-" + re.sub(r"[^a-z0-9]+", "-", rollout_id.lower()).strip("-")
 
 
-def news(entries: Sequence[Entry]) -> tuple[Decided, datetime] | None:
-    """The last decision and its time if it differs from the one before in kind, reason or phase; None if it repeats it."""
-    decisions = [(e.event, e.at) for e in entries if isinstance(e.event, Decided)]
+def news(entries: Sequence[Entry]) -> Entry | None:
+    """The last decision's row if it differs from the one before in kind, reason or phase; None if it repeats it."""
+    decisions = [e for e in entries if isinstance(e.event, Decided)]
     if not decisions:
         return None
-    last, at = decisions[-1]
-    if isinstance(last.decision, Hold) and len(decisions) > 1:
-        before = decisions[-2][0].decision
-        if isinstance(before, Hold) and before.why is last.decision.why:
+    last = decision_of(decisions[-1]).decision
+    if isinstance(last, Hold) and len(decisions) > 1:
+        before = decision_of(decisions[-2]).decision
+        if isinstance(before, Hold) and before.why is last.why:
             return None
-    return last, at
+    return decisions[-1]
+
+
+def decision_of(entry: Entry) -> Decided:
+    assert isinstance(entry.event, Decided), "only rows with a decision are shown"
+    return entry.event
 
 
 def _phase_table(plan: Plan, stays: Sequence[Stay]) -> str:

@@ -24,10 +24,10 @@ from prefect.client.schemas.objects import FlowRun, State, StateDetails, StateTy
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import to_state_create
 
-from controller.core.notice import standing
+from controller.core.notice import account_of, standing
 from controller.core.rollout import Aborted, AwaitingApproval, Entry, Opened, Paused, Promoted, RolledBack, Rollout, replay
 from controller.ports import Ports
-from flows.evidence import artifact_key, headline, news, page
+from flows.evidence import artifact_key, decision_of, headline, news, page
 
 FLOW_NAME = "rollout"
 PAGE_SIZE = 200
@@ -183,14 +183,13 @@ def publish(
     latest = news(entries)
     if latest is None:
         return False
-    decided, at = latest
-    text = f"{headline(decided.decision, rollout.plan)}: {decided.decision.text}"
+    text = f"{headline(decision_of(latest).decision, rollout.plan)}: {account_of(latest, entries)}"
     client.create_artifact(
         ArtifactCreate(
             key=artifact_key(rollout.id),
             type="markdown",
             description=text[:500],
-            data=page(rollout, entries, decided, at),
+            data=page(rollout, entries, latest),
             flow_run_id=run_id,
             task_run_id=task_run_id,
         )

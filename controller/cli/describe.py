@@ -12,7 +12,7 @@ from controller.codec import event_to_json
 from controller.core.decide import votes_that_count
 from controller.core.decision import Hold
 from controller.core.gates import GateResult, pct
-from controller.core.notice import standing
+from controller.core.notice import account_of, standing
 from controller.core.rollout import (
     Abandoned,
     Aborted,
@@ -171,32 +171,13 @@ def explanation(rollout: Rollout, entries: Sequence[Entry]) -> dict[str, Any]:
     return {
         "rollout_id": rollout.id,
         "standing": standing(rollout),
-        "sentence": sentence(entry, entries),
+        "sentence": f"{account_of(entry, entries)} ({entry.actor}, {entry.at:%Y-%m-%d %H:%M:%S} UTC)",
         "decision": decision_row(entry),
         "exposed_requests": None if rollout.exposure is None else round(rollout.exposure),
         "gates": [gate_row(r) for r in event.observed.results],
         "queries": queries(entry),
         "next": upcoming(rollout, entries),
     }
-
-
-def sentence(entry: Entry, entries: Sequence[Entry]) -> str:
-    """One sentence a person understands: what was done, when, why, and how long after the phase began."""
-    event = entry.event
-    assert isinstance(event, Decided)
-    what = {
-        "advance": "advanced",
-        "promote": "promoted",
-        "hold": "held",
-        "pause": "paused",
-        "resume": "resumed",
-        "roll_back": "rolled back",
-        "abort": "aborted",
-    }[event.decision.kind]
-    begun = [e.at for e in entries if isinstance(e.event, Applied) and e.seq < entry.seq]
-    after = f", {(entry.at - begun[-1]).total_seconds():.0f} s after the last change" if begun else ""
-    exposed = "" if event.observed.exposure is None else f", {event.observed.exposure:.0f} users' requests exposed so far"
-    return f"{what} by {entry.actor} at {entry.at:%Y-%m-%d %H:%M:%S} UTC{after}{exposed}: {event.decision.text}"
 
 
 def queries(entry: Entry) -> list[dict[str, Any]]:

@@ -272,7 +272,7 @@ def _ruling(about: _About, weighed: Weighed, *, within: bool) -> tuple[Verdict, 
     if f.missing is None:
         return Verdict.INSUFFICIENT, "not proven" if within else "over the limit, but not beyond chance yet"
     rate = f.requests / max(about.age.total_seconds(), 1e-9)
-    return Verdict.INSUFFICIENT, f"not proven yet: about {f.missing:,.0f} more requests ({_span(f.missing / rate)})"
+    return Verdict.INSUFFICIENT, f"not proven yet: about {f.missing:,.0f} more requests (about {span(f.missing / rate)})"
 
 
 def _unit(gate: Gate) -> tuple[Unit, float]:
@@ -459,9 +459,9 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s"
 
 
-def _span(length_s: float) -> str:
-    """A length of time in the unit that people would use."""
+def span(length_s: float) -> str:
+    """A length of time in the unit that people would use: ``47 s``, ``12 min``, ``3 h``, ``2 d``."""
     for unit, size in (("d", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
         if length_s >= 2 * size:
-            return f"about {length_s / size:,.0f} {unit}"
-    return f"about {max(length_s, 1):.0f} s"
+            return f"{length_s / size:,.0f} {unit}"
+    return f"{max(length_s, 0.0):.0f} s"

@@ -4,12 +4,14 @@ What people are told, and when: one notice at most for each audit row.
 Its one rule: act, then speak. A change of traffic is told by the row that confirms it, never by the row that intends it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from controller.core.decision import Abort, Advance, Hold, Pause, Promote, Resume, RollBack, Why
-from controller.core.gates import GateResult, Verdict
+from controller.core.decision import Decision, Hold, Pause, Why, lowers
+from controller.core.gates import GateResult, Verdict, span
 from controller.core.rollout import (
     Abandoned,
     Aborted,
@@ -18,15 +20,16 @@ from controller.core.rollout import (
     AwaitingApproval,
     Decided,
     Entry,
-    Event,
     Moving,
     Opened,
     Paused,
+    Pending,
     Promoted,
     RolledBack,
     Rollout,
     State,
     phase_of,
+    replay,
     settled_of,
 )
 
@@ -93,7 +96,7 @@ def notice_of(before: Rollout, after: Rollout, entry: Entry) -> Notice:
         after: The rollout after it.
         entry: The row.
     """
-    level, text = _what(before, entry.event, entry.actor, after)
+    level, text = _what(before, entry, after)
     results = entry.event.observed.results if isinstance(entry.event, Decided) else ()
     plan = after.plan
     return Notice(
@@ -116,6 +119,54 @@ def notice_of(before: Rollout, after: Rollout, entry: Entry) -> Notice:
 def lines_of(results: tuple[GateResult, ...]) -> tuple[Line, ...]:
     """The gates in words, worst first."""
     return tuple(Line(gate=r.gate, verdict=r.verdict, text=r.reason) for r in sorted(results, key=lambda r: _ORDER[r.verdict]))
+
+
+_DONE = {
+    "advance": "advanced",
+    "promote": "promoted",
+    "hold": "held",
+    "pause": "paused",
+    "resume": "resumed",
+    "roll_back": "rolled back to 0%",
+    "abort": "aborted, at 0%",
+}
+
+
+def account(before: Rollout, decision: Decision, at: datetime, exposure: float | None, actor: str) -> str:
+    """
+    A decision in one sentence: why, what was done, after how long, and how many requests the candidate had answered by then.
+
+    The same words stand in `why`, in Slack and in Prefect.
+
+    Args:
+        before: The rollout before the decision, or while its change was on its way.
+        decision: What was decided.
+        at: When.
+        exposure: Requests that the candidate answered; None when not measured.
+        actor: Who decided.
+    """
+    inner = settled_of(before.state)
+    where = ""
+    if inner is not None and not isinstance(inner, Pending) and inner.phase is not None:
+        where = f" after {span((at - inner.since).total_seconds())} in {before.plan.phases[inner.phase].name}"
+    people = "" if actor in ("gate-check", "guard") else f" by {actor}"
+    exposed = f", {exposure:,.0f} requests exposed" if exposure is not None and lowers(decision) else ""
+    return f"{decision.text}; {_DONE[decision.kind]}{people}{where}{exposed}"
+
+
+def account_of(entry: Entry, entries: Sequence[Entry]) -> str:
+    """
+    Args:
+        entry: A row with a decision.
+        entries: The rollout's rows, that one among them.
+
+    Returns:
+        `account` of it.
+    """
+    event = entry.event
+    assert isinstance(event, Decided), "only decisions have an account"
+    before = replay(e for e in entries if e.seq < entry.seq)
+    return account(before, event.decision, entry.at, event.observed.exposure, entry.actor)
 
 
 def standing(rollout: Rollout) -> str:
@@ -143,8 +194,9 @@ def standing(rollout: Rollout) -> str:
             return where
 
 
-def _what(before: Rollout, event: Event, actor: str, after: Rollout) -> tuple[Level, str]:
-    match event:
+def _what(before: Rollout, entry: Entry, after: Rollout) -> tuple[Level, str]:
+    actor = entry.actor
+    match entry.event:
         case Opened():
             return Level.NEWS, f"opened by {actor}"
         case Approved(entering=entering):
@@ -152,41 +204,31 @@ def _what(before: Rollout, event: Event, actor: str, after: Rollout) -> tuple[Le
         case Abandoned(text=text):
             return Level.NEWS, f"a raise did not reach the flag and was withdrawn: {text}"
         case Decided(decision=Hold() as hold):
-            return _hold(before, hold, after)
-        case Decided(decision=Pause(text=text)):
-            return Level.ALARM, f"paused by {actor}: {text}"
+            return _hold(before, hold, account(before, hold, entry.at, after.exposure, actor), after)
+        case Decided(decision=Pause() as pause):
+            return Level.ALARM, account(before, pause, entry.at, after.exposure, actor)
         case Decided(decision=decision):
             return Level.INFO, f"{decision.kind.replace('_', ' ')} decided: {decision.text}"
         case Applied():
-            return _applied(before.state, actor, after)
+            return _applied(before, actor, after)
 
 
-def _hold(before: Rollout, hold: Hold, after: Rollout) -> tuple[Level, str]:
+def _hold(before: Rollout, hold: Hold, text: str, after: Rollout) -> tuple[Level, str]:
     if hold.why is Why.AWAITING_APPROVAL and not isinstance(before.state, AwaitingApproval):
         return Level.ALARM, hold.text
     # Told after the first check without usable evidence, and once more, louder, after the second.
     if after.troubled == 1:
-        return Level.NEWS, f"held: {hold.text}"
+        return Level.NEWS, text
     if after.troubled == 2:
-        return Level.ALARM, f"held twice in a row: {hold.text}"
-    return Level.INFO, f"held: {hold.text}"
+        return Level.ALARM, f"{text}, twice in a row"
+    return Level.INFO, text
 
 
-def _applied(moving: State, actor: str, after: Rollout) -> tuple[Level, str]:
+def _applied(before: Rollout, actor: str, after: Rollout) -> tuple[Level, str]:
+    moving = before.state
     assert isinstance(moving, Moving), moving
-    match moving.decision:
-        case Advance(text=text):
-            return Level.NEWS, f"advanced: {text}"
-        case Promote(text=text):
-            return Level.NEWS, f"promoted: {text}"
-        case Resume(text=text):
-            return Level.NEWS, f"resumed: {text}"
-        case RollBack(text=text):
-            return Level.ALARM, f"rolled back to 0%: {text}"
-        case Abort(text=text):
-            return Level.ALARM, f"aborted by {actor}, at 0%: {text}"
-        case Hold() | Pause():
-            raise AssertionError(f"{moving.decision.kind} does not move the flag")
+    text = account(before, moving.decision, moving.since, after.exposure, actor)
+    return Level.ALARM if lowers(moving.decision) else Level.NEWS, text
 
 
 def _phase(rollout: Rollout) -> int:

@@ -217,7 +217,10 @@ class AtMost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silence:
-    """The candidate reports requests while traffic that should reach it flows. Part of every plan; nobody has to write it."""
+    """
+    The candidate reports requests of late, and is not silent while traffic that should reach it flows. Part of every plan; nobody has to
+    write it. It keeps proofs of an hour ago from speaking for a candidate that nobody hears of any more.
+    """
 
     name: str = "candidate-reports"
     where: Mapping[str, str] = field(default_factory=dict)
@@ -398,7 +401,7 @@ class Plan:
             g
             for g in self.gates
             if not (isinstance(g, AtLeast) and order[g.by_phase] > phase)
-            and not (isinstance(g, QuantileIncrease | MeanIncrease | Silence) and alone)
+            and not (isinstance(g, QuantileIncrease | MeanIncrease) and alone)
             and not (isinstance(g, SampleRatio) and (alone or self.phases[phase].mode is Mode.SHADOW))
         )
 

@@ -84,9 +84,9 @@ def test_a_form_that_prefect_sends_as_json_gives_the_same_plan() -> None:
     assert plan_digest(again.to_plan()) == plan_digest(spec.to_plan())
 
 
-def test_comparisons_and_silence_end_where_no_baseline_is_left() -> None:
+def test_comparisons_end_where_no_baseline_is_left_and_silence_does_not() -> None:
     names = [g.name for g in plan_of(GOOD).gates_of(2)]
-    assert names == ["p95", "errors", "up", "tried", "sev1"]
+    assert names == ["p95", "errors", "up", "tried", "sev1", "candidate-reports"]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_the_page_shows_how_long_each_phase_lasted() -> None:
     entries = audit.entries(opened.id)
     news = evidence.news(entries)
     assert news is not None
-    page = evidence.page(swept.tick.rollout, entries, *news)
+    page = evidence.page(swept.tick.rollout, entries, news)
     assert "| canary-5 | 5% | 1h | 2026-03-02 12:00:00 | here now |" in page
     assert "canary-5 5% :active, 2026-03-02T12:00:00, 2026-03-02T12:15:00" in page
     assert "`██████████░░░░░░░░░░` canary-5 5%, 1 of 2 phases" in page

@@ -248,7 +248,7 @@ def test_a_frozen_controller_that_wakes_after_a_rollback_changes_nothing() -> No
         original(may_raise=may_raise)
 
     world.nested = turn_bad  # type: ignore[method-assign]
-    world.faults = [*[Fault.NONE] * 4, Fault.OTHER_GUARD]  # entries, read, the case, append Decided, write
+    world.faults = [*[Fault.NONE] * 3, Fault.OTHER_GUARD]  # entries, read, append Decided, write
     world.look(may_raise=True)
     flag = world.flag()
     assert flag is not None and (flag.weight, flag.shadow_weight) == (0, 0)

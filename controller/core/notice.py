@@ -145,6 +145,8 @@ def account(before: Rollout, decision: Decision, at: datetime, exposure: float |
         exposure: Requests that the candidate answered; None when not measured.
         actor: Who decided.
     """
+    if decision.why is Why.STARTED:
+        return decision.text
     inner = settled_of(before.state)
     where = ""
     if inner is not None and not isinstance(inner, Pending) and inner.phase is not None:

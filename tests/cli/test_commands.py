@@ -30,13 +30,19 @@ def test_a_rollout_starts_at_zero_and_its_first_check_raises_it(cli: Cli, rollou
     assert (got(cli, rollout_id)["state"], got(cli, rollout_id)["weight"]) == ("baking", 0.05)
 
 
-def test_without_any_data_a_forced_check_holds_and_says_so(cli: Cli, rollout_yaml: Path) -> None:
+def test_where_nothing_is_scraped_a_forced_check_holds_and_names_the_metric(cli: Cli, rollout_yaml: Path) -> None:
     rollout_id = start(cli, rollout_yaml)
     cli("tick")
     ticked = json.loads(cli("tick", "--force", "-o", "json").out)
-    assert (ticked["decision"], ticked["why"]) == ("hold", "not_enough_evidence")
+    assert (ticked["decision"], ticked["why"]) == ("hold", "metrics_failed")
     told = json.loads(cli("why", rollout_id, "-o", "json").out)
-    assert "held" in told["sentence"] and {g["verdict"] for g in told["gates"]} == {"insufficient", "pass"}
+    assert "held" in told["sentence"] and "no series of penstock_requests_total" in told["sentence"]
+    assert {g["gate"]: g["verdict"] for g in told["gates"]} == {
+        "errors": "error",
+        "no-sev1": "pass",
+        "candidate-reports": "insufficient",
+        "traffic-split": "error",
+    }
 
 
 def test_a_dry_run_prints_the_decision_and_writes_nothing(cli: Cli, rollout_yaml: Path) -> None:

@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import Artifact, FlowRun
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from controller.adapters.memory import MemoryAudit, MemoryFlags, MemoryMetrics
+from controller.adapters.memory import Behaviour, MemoryAudit, MemoryFlags, MemoryMetrics
 from controller.core.measurement import Counts, Evidence, Sampled
 from controller.ports import Notifier, Ports
 from controller.settings import Settings
@@ -46,13 +46,16 @@ class World:
         self.errors(bad=1, total=2000)
 
     def errors(self, *, bad: float, total: float) -> None:
-        """What the error gate and the silence gate see from now on."""
+        """What the candidate does from now on, with 5 % of the traffic."""
         evidence = (Evidence(query=QUERY, at=self.now, answer="{}", digest="0" * 64),)
         seen = Sampled(candidate=Counts(bad=bad, total=total), baseline=Counts(bad=2, total=20000), evidence=evidence)
-        self.metrics.says = {"error-rate": seen, "candidate-reports": seen}
+        self.metrics.says = {"candidate-reports": seen}
+        self.metrics.candidate = Behaviour(rps=1.0, bad={"error_ratio": bad / total})
+        self.metrics.baseline = Behaviour(rps=19.0, bad={"error_ratio": 0.0001})
 
     def silence(self) -> None:
         self.metrics.says = {}
+        self.metrics.candidate = self.metrics.baseline = None
 
     def run(self, deployment: str, **parameters: Any) -> FlowRun:
         """One run of a deployment, carried out here; as Prefect tells it afterwards."""

@@ -58,7 +58,8 @@ def test_shows_a_hold_once_and_not_at_every_look(world: World) -> None:
         world.later(minutes=15).run("gate-check")
     assert [a.description for a in world.artifacts(rollout_id)] == [
         "Advance to canary-5 5%: start with canary-5 at 5%",
-        "Hold (not enough evidence): error-rate: no data: nothing was put into the in-memory source (and 1 more)",
+        "Hold (not enough evidence): error-rate: no data: no series of the candidate and baseline (and 2 more);"
+        " held after 15 min in canary-5",
     ]
 
 
@@ -97,7 +98,7 @@ def test_gives_a_rollout_that_was_started_elsewhere_a_record_of_its_own_and_only
 def test_ends_the_record_of_a_rollout_that_the_guard_brought_back(world: World) -> None:
     run, rollout_id = world.start()
     world.errors(bad=400, total=2000)
-    look(rollout_id, world.later(minutes=1).ports, may_raise=False)
+    look(rollout_id, world.later(minutes=3).ports, may_raise=False)
     world.run("gate-check")
     assert world.again(run).state_name == "Rolled back"
     assert "Roll back" in str(world.artifacts(rollout_id)[-1].data)

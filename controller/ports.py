@@ -358,10 +358,17 @@ class Notifier(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """What `tick` and the commands need. `shelf` is this process's own and saves reading; losing it changes nothing."""
+    """
+    What `tick` and the commands need.
+
+    Args:
+        shelf: This process's own; it saves reading, and losing it changes nothing.
+        drills: None where no router or no token is known.
+    """
 
     audit: AuditLog
     index: RolloutIndex
     flags: FlagStore
     metrics: MetricSource
     shelf: CaseShelf = field(default_factory=CaseShelf)
+    drills: Drills | None = None

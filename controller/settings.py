@@ -13,7 +13,7 @@ the environment always wins over it.
 | PENSTOCK_SCRAPE_INTERVAL | how often Prometheus scrapes the routers | `15s` |
 | PREFECT_API_URL | Prefect's API | started by `penstock up` |
 | PENSTOCK_LISTEN | where `penstock serve` listens | `127.0.0.1:8420` |
-| PENSTOCK_ROUTER_URL | a router; `start` asks it whether it knows the plan's models | the one of `penstock up`, if any |
+| PENSTOCK_ROUTER_URL | a router; `start` asks it whether it knows the plan's models, and drills go to it | the one of `penstock up`, if any |
 | PENSTOCK_DRILL_TOKEN | the token that the router takes drills from, as its `drills.token_env` names it | none: no drills |
 | PENSTOCK_DRILL_API_KEY | sent with drills as a user's key, for providers that get the sender's own | none |
 | PENSTOCK_SLACK_TOKEN | bot token (`xoxb-...`); without it notices go to the log | none |

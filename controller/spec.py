@@ -277,6 +277,7 @@ class Happening(_Spec):
 
     Args:
         promql: For ``custom``: ``value``, any query that answers with one number.
+        exercise: For ``fallbacks``: where nothing else is lacking, the gate check lets the candidate fail once on purpose.
     """
 
     name: Name = _at(0)
@@ -288,6 +289,7 @@ class Happening(_Spec):
     mode: Mode = _at(6, "enforce")
     on_breach: Breach | None = _at(7, None, description="Instead of gates.on_breach")
     promql: dict[Literal["value"], Selector] = _at(8, {})
+    exercise: bool = _at(9, False, description="fallbacks only: bring it about by a drill where nothing else is lacking")
 
     @model_validator(mode="after")
     def _fits(self) -> "Happening":
@@ -303,6 +305,10 @@ class Happening(_Spec):
             raise Inconsistent([((), "at_least needs by_phase: the phase that is not left before")])
         if self.at_most is not None and self.by_phase is not None:
             raise Inconsistent([(("by_phase",), "at_most holds at every look and has no by_phase")])
+        if self.exercise and self.indicator != "fallbacks":
+            raise Inconsistent([(("exercise",), f"{self.indicator} cannot be exercised; fallbacks can")])
+        if self.exercise and (self.where.get("reason", "drill"), self.where.get("outcome", "ok")) != ("drill", "ok"):
+            raise Inconsistent([(("exercise",), "a drill never counts where reason is not drill or outcome is not ok")])
         return self
 
     def gate(self) -> core.Gate:
@@ -317,6 +323,7 @@ class Happening(_Spec):
                 mode=mode,
                 on_breach=on_breach,
                 promql=promql,
+                exercise=self.exercise,
             )
         return core.AtMost(
             name=self.name,

@@ -1,5 +1,5 @@
 """
-One look at one rollout: read, settle, measure, judge, decide, commit; always in this direction.
+One look at one rollout: read, settle, measure, judge, decide, commit (and exercise what is lacking); always in this direction.
 
 Two callers share it. The gate check may raise and lower and leaves a row for every look; the guard may only lower or pause and leaves
 a row only when it does. Its one rule: it keeps nothing. Everything it knows it reads first, so any number of controllers may run it
@@ -7,6 +7,7 @@ at the same time, late, or after a crash.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -15,12 +16,18 @@ from controller.commit import Committed, commit, lower_unrecorded, settle
 from controller.core.converge import InStep, Killed, Landed, converge
 from controller.core.decide import decide
 from controller.core.decision import Decision, Hold, RollBack, Why, lowers
+from controller.core.exercise import Exercise, exercises
 from controller.core.gates import GateResult
 from controller.core.rollout import Applied, AwaitingApproval, Entry, Moving, Rollout, replay, step
 from controller.gather import Look, gather
-from controller.ports import AuditUnavailable, Ports, SeqTaken
+from controller.ports import AuditUnavailable, Drills, PortError, Ports, SeqTaken
 from controller.shelf import CaseShelf
 from flagspec import RouteFlag
+
+DRILLS_MAX = 10
+"""Of one look; a gate that lacks more gets the rest at the next ones."""
+
+NO_DRILLS = "PENSTOCK_ROUTER_URL or PENSTOCK_DRILL_TOKEN is not set or not usable here; `penstock drill fallback` says which"
 
 
 class Outcome(StrEnum):
@@ -44,6 +51,7 @@ class Tick:
         decision: What was decided; None if nothing was.
         results: The verdicts.
         phase_judged: Index of the phase that they belong to; None before the first.
+        drilled: What came of the drills that were sent after the decision, in words.
     """
 
     outcome: Outcome
@@ -51,6 +59,7 @@ class Tick:
     decision: Decision | None = None
     results: tuple[GateResult, ...] = ()
     phase_judged: int | None = None
+    drilled: tuple[str, ...] = ()
 
 
 def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force: bool = False, dry_run: bool = False) -> Tick:
@@ -96,12 +105,36 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
 
     source = "gate_check" if may_raise else "guard"
     done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=seen.observed(), at=now)
-    return Tick(outcome=_outcome(done), rollout=done.rollout, decision=decision, results=seen.results, phase_judged=judged)
+    looked = Tick(outcome=_outcome(done), rollout=done.rollout, decision=decision, results=seen.results, phase_judged=judged)
+    if not may_raise or looked.outcome is not Outcome.DECIDED or not isinstance(decision, Hold):
+        return looked
+    lacking = exercises(rollout, convergence, seen.results, now)
+    return replace(looked, drilled=tuple(_exercised(rollout, lacking, ports.drills)))
 
 
 def observe(rollout: Rollout, ports: Ports, now: datetime) -> Look:
     """Measure and judge the gates of the phase that the rollout is in."""
     return gather(rollout, ports.audit, ports.metrics, ports.shelf, now)
+
+
+def _exercised(rollout: Rollout, lacking: Iterable[Exercise], drills: Drills | None) -> Iterator[str]:
+    """Sends what is due. Never raises for what a router does: the decision stands, and the next gate check sees what is still lacking."""
+    plan = rollout.plan
+    for exercise in lacking:
+        if drills is None:
+            yield f"{exercise.gate}: no drill, {NO_DRILLS}"
+            continue
+        for _ in range(min(exercise.times, DRILLS_MAX)):
+            try:
+                seen = drills.fallback(plan.environment, plan.flag, route=exercise.route, streaming=exercise.streaming)
+            except PortError as exc:
+                yield f"{exercise.gate}: no drill, {exc}"
+                break
+            if not seen.answered_by:
+                yield f"{exercise.gate}: drill, nobody answered in place of {plan.candidate.model}: {seen.text}"
+                break
+            took_s = seen.took.total_seconds()
+            yield f"{exercise.gate}: drill, {seen.answered_by} answered in place of {plan.candidate.model} after {took_s:.2f} s"
 
 
 def _dry_run(rollout: Rollout, flag: RouteFlag | None, ports: Ports, now: datetime, *, may_raise: bool) -> Tick:

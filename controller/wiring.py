@@ -73,7 +73,7 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
                 source = PrometheusSource(settings.prometheus_url, scrape_interval=settings.scrape_interval)
             except ValueError as exc:
                 raise SettingsError(f"PENSTOCK_PROMETHEUS_URL: {exc}") from exc
-        ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=source)
+        ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=source, drills=_drills_if_possible(settings))
         notifier: Notifier = LogNotifier()
         if settings.slack_token:
             from controller.adapters.slack import PostgresThreads, SlackNotifier
@@ -105,6 +105,14 @@ def check_models(settings: Settings, plan: Plan) -> None:
             raise CommandRefused(
                 f"{side}: the router at {settings.router_url} does not know model {variant.model!r}; it knows {names}"
             )
+
+
+def _drills_if_possible(settings: Settings) -> Drills | None:
+    """Nothing that is wrong with drills may keep a controller from lowering a flag."""
+    try:
+        return make_drills(settings)
+    except SettingsError:
+        return None
 
 
 def make_drills(settings: Settings) -> Drills:

@@ -190,7 +190,7 @@ def _said(swept: Swept) -> str:
     if tick.decision is None:
         return tick.outcome.replace("_", " ")
     suffix = "" if tick.outcome is Outcome.DECIDED else f" ({tick.outcome.replace('_', ' ')})"
-    return f"{tick.decision.kind.replace('_', ' ')}: {tick.decision.text}{suffix}"
+    return "; ".join([f"{tick.decision.kind.replace('_', ' ')}: {tick.decision.text}{suffix}", *tick.drilled])
 
 
 def _count(n: int) -> str:

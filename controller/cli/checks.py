@@ -68,6 +68,9 @@ def tick(
                 outcome = swept.tick.outcome.value if swept.tick is not None else "failed"
                 rows.append(_row(swept.rollout_id, outcome, swept.tick, swept.error))
     print_rows(rows, ("rollout_id", "outcome", "decision", "standing", "text"), output)
+    for row in rows if output == "table" else ():
+        for said in row["drills"]:
+            errors.print(f"{row['rollout_id']}: {said}", soft_wrap=True, markup=False)
     return 1 if any(r["outcome"] == "failed" for r in rows) else 0
 
 
@@ -80,6 +83,7 @@ def _row(rollout_id: str, outcome: str, seen: Any, error: str = "") -> dict[str,
         "why": None if decision is None else decision.why.value,
         "standing": None if seen is None else standing(seen.rollout),
         "text": error or (decision.text if decision is not None else ""),
+        "drills": [] if seen is None else list(seen.drilled),
         "gates": [] if seen is None else [describe.gate_row(r) for r in seen.results],
     }
 

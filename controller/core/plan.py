@@ -184,7 +184,12 @@ class MeanIncrease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AtLeast:
-    """Something must have happened at least `times` times in the rollout before the phase `by_phase` is left."""
+    """
+    Something must have happened at least `times` times in the rollout before the phase `by_phase` is left.
+
+    Args:
+        exercise: Where nothing else is lacking, gate checks bring it about by a drill.
+    """
 
     name: str
     indicator: Literal["fallbacks", "custom"]
@@ -194,6 +199,7 @@ class AtLeast:
     mode: GateMode = GateMode.ENFORCE
     on_breach: OnBreach | None = None
     promql: Mapping[str, str] = field(default_factory=dict)
+    exercise: bool = False
     kind: Literal["at_least"] = "at_least"
 
 

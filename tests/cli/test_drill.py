@@ -3,8 +3,9 @@
 import asyncio
 import json
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 from bench.behaviour import Errors, Latency, ModelBehaviour
 from bench.provider import Provider, running_provider
 from flagspec import Variant
+from services.prometheus import PrometheusServer
 from tests.cli.conftest import Cli
 from tests.router.harness import Router, config, flag, put, serve_router
 
@@ -213,3 +215,74 @@ def test_a_rollout_that_is_over_has_nothing_to_drill_for(cli: Cli, plane: Plane,
     answer = cli("drill", "fallback", rollout, "--router", plane.router.url)
     assert answer.code == 1 and "is over (aborted" in answer.err
     assert plane.counted("ok") == 0
+
+
+# --- with a Prometheus that scrapes the router ------------------------------------------------------------------------------------
+
+EXERCISED = """\
+apiVersion: penstock/v1
+kind: Rollout
+metadata: {name: exercised}
+flag: chat-model
+baseline: {model: gpt-4.1}
+candidate: {model: gpt-5}
+slos: [{name: errors, indicator: error_ratio, max: 50%}]
+events: [{name: fallback-exercised, indicator: fallbacks, at_least: 2, by_phase: canary, exercise: true}]
+gates: {every: 15m, guard_every: 1s, block: 1s, min_requests: 20}
+phases:
+  - {name: canary, traffic: 50%, bake: 0s}
+  - {name: full, traffic: 100%, bake: 1h}
+"""
+
+
+@pytest.fixture
+def scraped(plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    address = plane.router.url.removeprefix("http://")
+    with PrometheusServer(tmp_path / "scraped", {"router": [address]}, scrape_interval=timedelta(seconds=1)) as running:
+        monkeypatch.setenv("PENSTOCK_PROMETHEUS_URL", running.url)
+        monkeypatch.setenv("PENSTOCK_SCRAPE_INTERVAL", "1s")
+        yield
+
+
+def checks(cli: Cli, wanted: Callable[[dict[str, Any]], bool], between: Callable[[], None]) -> dict[str, Any]:
+    """Gate checks until one is as wanted; pytest's own timeout is the limit of patience."""
+    while True:
+        answer = cli("tick", "--force", "-o", "json")
+        assert answer.code == 0, answer.err
+        row: dict[str, Any] = json.loads(answer.out)
+        if wanted(row):
+            return row
+        between()
+
+
+def test_a_gate_check_that_lacks_only_the_event_exercises_it_and_the_next_one_that_sees_it_advances(
+    cli: Cli, plane: Plane, scraped: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_DRILL_TOKEN", TOKEN)
+    monkeypatch.setenv("PENSTOCK_ROUTER_URL", plane.router.url)
+    (tmp_path / "exercised.yaml").write_text(EXERCISED)
+    assert cli("start", str(tmp_path / "exercised.yaml")).code == 0
+    assert json.loads(cli("tick", "-o", "json").out)["decision"] == "advance"
+    plane.flag(weight=50_000)
+
+    def users() -> None:
+        async def ask() -> None:
+            names = [f"user-{i}" for i in range(40)]
+            await asyncio.gather(*(plane.router.ask("team-model", user=name) for name in names))
+
+        plane.run(ask())
+
+    held = checks(cli, lambda row: bool(row["drills"]), users)
+    asked = plane.provider.models["gpt-5"].requests
+    assert (held["decision"], held["why"]) == ("hold", "not_enough_evidence")
+    assert {g["gate"]: g["verdict"] for g in held["gates"] if g["verdict"] != "pass"} == {"fallback-exercised": "insufficient"}
+    assert [said.rpartition(" after ")[0] for said in held["drills"]] == [
+        "fallback-exercised: drill, gpt-4.1 answered in place of gpt-5"
+    ] * 2
+    assert plane.counted("ok") == 2
+
+    advanced = checks(cli, lambda row: row["decision"] == "advance", lambda: None)
+    assert {g["gate"]: g["verdict"] for g in advanced["gates"]}["fallback-exercised"] == "pass"
+    errors = next(g for g in advanced["gates"] if g["gate"] == "errors")
+    assert errors["observed"] == 0 and 20 <= errors["n"] <= asked, "a drill is no error and no request of the candidate"
+    assert plane.provider.models["gpt-5"].requests == asked

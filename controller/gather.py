@@ -14,7 +14,7 @@ from controller.codec import readings_to_text
 from controller.core.evidence.case import Case
 from controller.core.gates import GateResult, judge_all
 from controller.core.measurement import Counted, Counts, Measurement, NoData, QueryFailed, Sampled
-from controller.core.plan import Gate, SampleRatio
+from controller.core.plan import Gate, Plan, SampleRatio
 from controller.core.rollout import AwaitingApproval, Baking, Gathered, Observed, Pending, Rollout, settled_of
 from controller.core.traffic import REQUESTS, Reading, TrafficRead, question_of
 from controller.ports import AuditLog, MetricSource, Scope
@@ -26,23 +26,49 @@ RECENT_LEAST = timedelta(seconds=15)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What a look found, before anything is decided. `observed` is what its row would hold."""
+    """
+    What a look found, before anything is judged or decided.
 
+    Args:
+        plan: The rollout's plan.
+        phase: Index of the phase that its gates belong to; 0 before the first.
+        since: When it began.
+        at: Of the look.
+        measurements: By gate, in the plan's order.
+        exposure: Requests that the candidate answered; None when not measured.
+        shelved: The case and what it took; None where no traffic was asked for or none ever came.
+    """
+
+    plan: Plan
+    phase: int
+    since: datetime
     at: datetime
     measurements: tuple[tuple[str, Measurement], ...] = ()
-    results: tuple[GateResult, ...] = ()
     exposure: float | None = None
     shelved: Shelved | None = None
 
-    def observed(self) -> Observed:
-        """Made only for looks that are recorded: the guard's quiet ones are not."""
+    @property
+    def struck(self) -> bool:
+        """Whether the evidence holds a breach that acts."""
+        return self.shelved is not None and self.shelved.case.struck() is not None
+
+    def results(self, *, counted: bool = True) -> tuple[GateResult, ...]:
+        """
+        Args:
+            counted: Judge the statistical gates too. Their intervals cost ten times what the evidence does: a guard that finds nothing
+                to lower spares itself that.
+        """
+        seen = {name: m for name, m in self.measurements if counted or not isinstance(m, Counted)}
+        weighed = self.shelved.case.weighed() if counted and self.shelved is not None else {}
+        return judge_all(self.plan, self.phase, seen, weighed, self.at - self.since)
+
+    def observed(self, results: tuple[GateResult, ...]) -> Observed:
+        """What the row holds of it, with the `results` of all gates."""
         gathered = None
         if self.shelved is not None:
             text = readings_to_text(self.shelved.readings)
             gathered = Gathered(before=self.shelved.recorded, traffic=text, after=self.shelved.case.text())
-        return Observed(
-            at=self.at, measurements=self.measurements, results=self.results, exposure=self.exposure, gathered=gathered
-        )
+        return Observed(at=self.at, measurements=self.measurements, results=results, exposure=self.exposure, gathered=gathered)
 
 
 def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: CaseShelf, now: datetime) -> Look:
@@ -61,12 +87,12 @@ def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: Case
     """
     plan, settled = rollout.plan, settled_of(rollout.state)
     if settled is None or isinstance(settled, Pending) or settled.phase is None:
-        gates = plan.gates_before_start()
+        gates, since = plan.gates_before_start(), rollout.opened_at
         if not gates:
-            return Look(at=now)
-        measured = metrics.measure(gates, scope_of(rollout, "candidate", rollout.opened_at, now))
-        seen = dict(zip((g.name for g in gates), measured.measurements, strict=True))
-        return _look(rollout, gates, seen, now, measured.exposure, since=rollout.opened_at)
+            return Look(plan=plan, phase=0, since=since, at=now)
+        measured = metrics.measure(gates, scope_of(rollout, "candidate", since, now))
+        found = tuple(zip((g.name for g in gates), measured.measurements, strict=True))
+        return Look(plan=plan, phase=0, since=since, at=now, measurements=found, exposure=measured.exposure)
     assert isinstance(settled, Baking | AwaitingApproval)
     phase, since = settled.phase, settled.since
     gates = plan.gates_of(phase)
@@ -87,10 +113,17 @@ def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: Case
         readings = _with(readings, reading)
     seen |= counted(gates, read, case)
     shelved = Shelved(recorded=recorded, case=case, readings=readings) if readings else None
-    look = _look(rollout, gates, seen, now, measured.exposure, since=since, shelved=shelved)
     if shelved is not None:
         shelf.put(rollout.id, shelved)
-    return look
+    return Look(
+        plan=plan,
+        phase=phase,
+        since=since,
+        at=now,
+        measurements=tuple((g.name, seen[g.name]) for g in gates),
+        exposure=measured.exposure,
+        shelved=shelved,
+    )
 
 
 def counted(gates: Sequence[Gate], read: TrafficRead, case: Case) -> dict[str, Measurement]:
@@ -132,26 +165,6 @@ def scope_of(rollout: Rollout, arm: str, since: datetime, now: datetime) -> Scop
         models={"baseline": plan.baseline.model, "candidate": plan.candidate.model},
         arms=plan.arms,
         history_step=plan.policy.block,
-    )
-
-
-def _look(
-    rollout: Rollout,
-    gates: Sequence[Gate],
-    seen: Mapping[str, Measurement],
-    now: datetime,
-    exposure: float | None,
-    *,
-    since: datetime,
-    shelved: Shelved | None = None,
-) -> Look:
-    weighed = {} if shelved is None else shelved.case.weighed()
-    return Look(
-        at=now,
-        measurements=tuple((g.name, seen[g.name]) for g in gates),
-        results=judge_all(rollout.plan, rollout.phase or 0, seen, weighed, now - since),
-        exposure=exposure,
-        shelved=shelved,
     )
 
 

@@ -49,7 +49,7 @@ class Tick:
             to another controller; UNRECORDED lowered the flag without a row; ENDED found the rollout over.
         rollout: As the log tells it afterwards.
         decision: What was decided; None if nothing was.
-        results: The verdicts.
+        results: The verdicts; of a guard that finds nothing to lower, without those of the statistical gates.
         phase_judged: Index of the phase that they belong to; None before the first.
         drilled: What came of the drills that were sent after the decision, in words.
     """
@@ -97,23 +97,29 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
     if rollout.ended:
         return Tick(outcome=Outcome.ENDED, rollout=rollout)
 
-    seen = observe(rollout, ports, now)
-    decision = decide(rollout, convergence, seen.results, now, may_raise=may_raise)
-    judged = rollout.phase
+    seen, judged = observe(rollout, ports, now), rollout.phase
+    if not may_raise and not seen.struck:
+        # Without a breach that acts, the statistical gates cannot make a guard lower: only the others can.
+        quick = seen.results(counted=False)
+        decision = decide(rollout, convergence, quick, now, may_raise=False)
+        if isinstance(decision, Hold):
+            return Tick(outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=quick, phase_judged=judged)
+    results = seen.results()
+    decision = decide(rollout, convergence, results, now, may_raise=may_raise)
     if not may_raise and isinstance(decision, Hold):
-        return Tick(outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=seen.results, phase_judged=judged)
+        return Tick(outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=results, phase_judged=judged)
 
     source = "gate_check" if may_raise else "guard"
-    done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=seen.observed(), at=now)
-    looked = Tick(outcome=_outcome(done), rollout=done.rollout, decision=decision, results=seen.results, phase_judged=judged)
+    done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=seen.observed(results), at=now)
+    looked = Tick(outcome=_outcome(done), rollout=done.rollout, decision=decision, results=results, phase_judged=judged)
     if not may_raise or looked.outcome is not Outcome.DECIDED or not isinstance(decision, Hold):
         return looked
-    lacking = exercises(rollout, convergence, seen.results, now)
+    lacking = exercises(rollout, convergence, results, now)
     return replace(looked, drilled=tuple(_exercised(rollout, lacking, ports.drills)))
 
 
 def observe(rollout: Rollout, ports: Ports, now: datetime) -> Look:
-    """Measure and judge the gates of the phase that the rollout is in."""
+    """Measure the gates of the phase that the rollout is in."""
     return gather(rollout, ports.audit, ports.metrics, ports.shelf, now)
 
 
@@ -143,7 +149,7 @@ def _dry_run(rollout: Rollout, flag: RouteFlag | None, ports: Ports, now: dateti
         text = f"{rollout.state.decision_id} is on its way; the next look settles it before it decides"
         decision: Decision = Hold(why=Why.SETTLING, text=text)
         return Tick(outcome=Outcome.DECIDED, rollout=rollout, decision=decision, phase_judged=rollout.phase)
-    results = observe(rollout, ports, now).results
+    results = observe(rollout, ports, now).results()
     decision = decide(rollout, converge(rollout, flag), results, now, may_raise=may_raise)
     return Tick(outcome=Outcome.DECIDED, rollout=rollout, decision=decision, results=results, phase_judged=rollout.phase)
 
@@ -169,7 +175,7 @@ def _lowered_without_log(rollout: Rollout, flag: RouteFlag | None, ports: Ports,
     if presumed.ended:
         return None
     # On a shelf of its own: what is presumed must not become what is known.
-    results = gather(presumed, ports.audit, ports.metrics, CaseShelf(), now).results
+    results = gather(presumed, ports.audit, ports.metrics, CaseShelf(), now).results()
     killed = flag is not None and flag.killed
     decision = decide(presumed, Killed() if killed else InStep(), results, now, may_raise=False)
     if not isinstance(decision, RollBack):

@@ -358,7 +358,11 @@ def _sampled(about: _About, seen: Sampled) -> GateResult:
 def _at_least(about: _About, gate: AtLeast, seen: float) -> GateResult:
     # increase() extrapolates, so that one event can read as 0.97.
     verdict = Verdict.PASS if round(seen) >= gate.times else Verdict.INSUFFICIENT
-    return about.result(verdict, f"seen {seen:.0f} times, needed {gate.times}", observed=seen, limit=float(gate.times))
+    how = (
+        "the gate check exercises it once nothing else is lacking" if gate.exercise else "`penstock drill fallback` exercises it"
+    )
+    hint = f"; {how}" if verdict is not Verdict.PASS and gate.indicator == "fallbacks" else ""
+    return about.result(verdict, f"seen {seen:.0f} times, needed {gate.times}{hint}", observed=seen, limit=float(gate.times))
 
 
 def _at_most(about: _About, gate: AtMost, seen: float) -> GateResult:

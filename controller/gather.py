@@ -164,6 +164,7 @@ def scope_of(rollout: Rollout, arm: str, since: datetime, now: datetime) -> Scop
         profile=plan.profile,
         models={"baseline": plan.baseline.model, "candidate": plan.candidate.model},
         arms=plan.arms,
+        requests=plan.requests,
         history_step=plan.policy.block,
     )
 

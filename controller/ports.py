@@ -241,6 +241,7 @@ class Scope:
         profile: Name of the metric profile.
         models: Model of the ``baseline`` and of the ``candidate``, for profiles that tell the arms apart by it.
         arms: Labels of each arm's series instead of the profile's own.
+        requests: Selector of what counts every request, instead of the profile's own.
         history: How much of the baseline's past is read before the first phase.
         history_step: Distance of two increments of it.
     """
@@ -256,6 +257,7 @@ class Scope:
     profile: str = "router"
     models: Mapping[str, str] = field(default_factory=dict)
     arms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    requests: str = ""
     history: timedelta = timedelta(hours=6)
     history_step: timedelta = timedelta(minutes=1)
 

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from controller.core import plan as core
 from controller.core.freeze import check as check_freeze
+from controller.core.selector import SelectorError
+from controller.core.selector import parse as parse_selector
 from flagspec import WEIGHT_MAX, Variant
 from flagspec.latency import nearest_edges
 from specfile import (
@@ -89,10 +91,21 @@ class Metrics(_Spec):
 
     Args:
         arms: Labels that tell the series of ``baseline``, ``candidate`` and ``shadow`` apart, where the profile's own do not.
+        requests: Selector of what counts every request, with $arm among the matchers; the custom profile has none of its own.
     """
 
     profile: Literal["router", "otel-genai", "litellm", "envoy-ai-gateway", "custom"] = _at(0, "router")
     arms: dict[Literal["baseline", "candidate", "shadow"], dict[LabelName, str]] = _at(1, {})
+    requests: Selector | None = _at(2, None, description="Selector of what counts every request, such as my_requests_total{$arm}")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Metrics":
+        if self.requests is not None:
+            try:
+                parse_selector(self.requests)
+            except SelectorError as exc:
+                raise Inconsistent([(("requests",), str(exc))]) from exc
+        return self
 
 
 def _on_breach(value: Breach | None) -> core.OnBreach | None:
@@ -114,11 +127,12 @@ def _selectors(indicator: str, promql: Mapping[str, str], *allowed: tuple[str, .
         wanted = " or ".join(" and ".join(a) for a in allowed)
         yield ("promql",), f"custom needs promql with {wanted}, got {', '.join(sorted(promql)) or 'none'}"
     for name, text in promql.items():
-        if allowed != (("value",),) and "$arm" not in text:
-            yield (
-                ("promql", name),
-                f"{text!r} does not say where the labels of an arm go; write $arm among the matchers, as in my_total{{$arm}}",
-            )
+        # The value of an event is any query; what is counted for both arms must be counters.
+        if allowed != (("value",),):
+            try:
+                parse_selector(text)
+            except SelectorError as exc:
+                yield ("promql", name), str(exc)
 
 
 class Slo(_Spec):
@@ -514,6 +528,11 @@ class RolloutSpec(_Spec):
                 "metrics.arms: the custom profile needs the labels of baseline and candidate, such as baseline: {model: gpt-4.1}",
                 ("metrics",),
             )
+        if self.metrics.profile == "custom" and not self.metrics.requests:
+            raise core.PlanError(
+                "metrics.requests: the custom profile needs a selector of what counts every request, such as my_requests_total{$arm}",
+                ("metrics",),
+            )
         for index, phase in enumerate(self.phases):
             if phase.approval is not None:
                 try:
@@ -531,6 +550,7 @@ class RolloutSpec(_Spec):
             candidate=self.candidate.variant(),
             profile=self.metrics.profile,
             arms=_plain(self.metrics.arms),
+            requests=self.metrics.requests or "",
             phases=tuple(p.phase() for p in self.phases),
             gates=(
                 *(s.gate() for s in self.slos),

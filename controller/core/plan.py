@@ -354,6 +354,7 @@ class Plan:
         baseline, candidate: The two sides.
         profile: Which metric names the source has.
         arms: Labels of each arm's series (``baseline``, ``candidate``, ``shadow``), instead of the profile's.
+        requests: Selector of what counts every request, instead of the profile's; "" for the profile's.
         phases: In order; weights of live phases rise and end at 100 %.
         gates: The rules, Silence included.
         policy: How they are run.
@@ -375,6 +376,7 @@ class Plan:
     unit: str = "user"
     profile: str = "router"
     arms: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    requests: str = ""
     freezes: tuple[Freeze, ...] = ()
     slack_channel: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)

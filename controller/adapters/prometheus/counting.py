@@ -209,7 +209,7 @@ class _Inquiry:
         for part in self.indicator.parts:
             if part in self.kept.state.seen or any(self.shows(part, arm) for arm in ARMS):
                 continue
-            if part != "bad" or not self.indicator.late:
+            if part not in self.indicator.late:
                 found.append(list({c.term.metric: c for c in self.counted if c.part == part}.values()))
         return found
 
@@ -263,7 +263,7 @@ class Counting:
     def _inquiry(self, profile: Profile, question: Question, scope: Scope, memory: _Memory, *, past: bool) -> _Inquiry:
         inquiry = _Inquiry(question=question, kept=memory.books.get(question.key) or _Kept())
         try:
-            inquiry.indicator = profile.of(question)
+            inquiry.indicator = profile.of(question, scope)
             inquiry.counted = profile.counted(inquiry.indicator, scope, question.where)
             if past:
                 inquiry.past = profile.counted(inquiry.indicator, scope, question.where, past=True)

@@ -14,8 +14,8 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from controller.adapters.prometheus.selector import SelectorError, Term, parse
 from controller.core.ledger import BASELINE, CANDIDATE, PARTS
+from controller.core.selector import SelectorError, Term, parse
 from controller.core.traffic import REQUESTS, Kind, Question
 from controller.ports import Scope
 
@@ -64,12 +64,12 @@ class Indicator:
     Args:
         parts: Selectors by part: ``bad``, ``good``, ``total``, ``amount``, ``count`` or ``buckets``. An event has ``total``.
         unit_s: Seconds in one unit of ``le``.
-        late: The exporter shows no ``bad`` series before the first bad event, so that none at all means none happened.
+        late: Parts that the exporter shows no series of before the first event that they count, so that none at all means none happened.
     """
 
     parts: Mapping[str, tuple[Term, ...]]
     unit_s: float = 1.0
-    late: bool = False
+    late: frozenset[str] = frozenset()
 
     @property
     def labels(self) -> frozenset[str]:
@@ -131,16 +131,30 @@ class Profile:
     indicators: Mapping[str, Indicator]
     missing: Mapping[str, str] = field(default_factory=dict)
 
-    def of(self, question: Question) -> Indicator:
+    def of(self, question: Question, scope: Scope) -> Indicator:
         """
         What answers a question.
 
         Raises:
             NotAskable: nothing of this profile does; says what to write instead.
         """
-        if question.indicator == CUSTOM or question.promql:
+        if question.indicator == CUSTOM:
             return _custom(question)
-        return self.indicator(question.indicator)
+        return self.requests(scope) if question.indicator == REQUESTS else self.indicator(question.indicator)
+
+    def requests(self, scope: Scope) -> Indicator:
+        """
+        What counts every request: of the plan, or else of the profile.
+
+        Raises:
+            NotAskable: neither says it.
+        """
+        if not scope.requests:
+            return self.indicator(REQUESTS)
+        try:
+            return Indicator(parts={"total": parse(scope.requests)})
+        except SelectorError as exc:
+            raise NotAskable(f"metrics.requests: {exc}") from exc
 
     def indicator(self, name: str) -> Indicator:
         """
@@ -223,7 +237,7 @@ class Profile:
         if "model" in names:
             values["model"] = escape(self._model(scope, BASELINE if arm == BASELINE else CANDIDATE))
         text = self.arm.substitute(values)
-        return text, frozenset(re.findall(r'([a-zA-Z_][a-zA-Z0-9_]*)=~?"', text))
+        return text, frozenset(re.findall(r'([a-zA-Z_][a-zA-Z0-9_]*)="', self.arm.template))
 
     def _past(self, scope: Scope) -> str:
         if BASELINE in scope.arms or not scope.models.get(BASELINE):
@@ -341,7 +355,7 @@ def _indicator(profile: str, key: str, table: Mapping[str, Any]) -> Indicator:
         unit_s = UNITS[table.get("unit", "s")]
     except SelectorError as exc:
         raise ProfileError(f"{what}: {exc}") from exc
-    return Indicator(parts=parts, unit_s=unit_s, late=bool(table.get("late", False)))
+    return Indicator(parts=parts, unit_s=unit_s, late=frozenset(table.get("late", ())))
 
 
 def _alternatives(texts: str | list[str]) -> tuple[Term, ...]:

@@ -39,7 +39,7 @@ from controller.core.plan import (
     SampleRatio,
     Silence,
 )
-from controller.core.traffic import REQUESTS, Question, TrafficRead
+from controller.core.traffic import Question, TrafficRead
 from controller.ports import Measured, Scope, Unavailable
 
 STALE_SCRAPES = 3
@@ -168,7 +168,7 @@ class PrometheusSource:
                 return _Asked(queries=(ALERTS % (f",{where}" if where else ""),), read=_one)
             case Silence():
                 profile = self._profile(scope)
-                both = profile.counted(profile.indicator(REQUESTS), scope, gate.where)
+                both = profile.counted(profile.requests(scope), scope, gate.where)
                 recent = min(window_ms, max(_ms(scope.recent), SCRAPES_MIN * self._scrape_ms))
                 queries = promql.total(both, "increase", recent), promql.total(both, "count_over_time", self._stale_ms)
                 arms = _Arms(counted=both, stale_after_s=self._stale_ms / 1000)
@@ -193,7 +193,7 @@ class PrometheusSource:
             if window_ms is None:
                 return None
             profile = self._profile(scope)
-            candidate = _of(profile.counted(profile.indicator(REQUESTS), replace(scope, arm=CANDIDATE), {}), CANDIDATE)
+            candidate = _of(profile.counted(profile.requests(scope), replace(scope, arm=CANDIDATE), {}), CANDIDATE)
         except (NotAskable, ProfileError):
             return None
         none = f'label_replace(vector(0), "{promql.TAG}", "{NO_EXPOSURE}", "", "")'

@@ -1,8 +1,8 @@
 """
 Selectors of counters: what a profile's file or a person may write where something is counted.
 
-It stands between text and PromQL: whatever it reads is taken apart and written anew, so that nothing of it can reach past the place where it is
-put. Its one rule: a counter is named and not computed. Rates, sums and joins are made of the raw values here; in PromQL they would hide
+It stands between text and PromQL: whatever it reads is taken apart and written anew (`controller.adapters.prometheus.promql`), so that nothing of it
+can reach past the place where it is put. Its one rule: a counter is named and not computed. Rates, sums and joins are made of the raw values here; in PromQL they would hide
 restarts, and an ``or vector(0)`` would make "no data" a zero.
 
     counted := term { "+" term }

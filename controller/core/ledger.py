@@ -130,13 +130,24 @@ class _Unfit(_Problem):
 
 @dataclass(slots=True)
 class _Group:
-    """The series of one counter: all buckets of one histogram, or one series alone."""
+    """The series of one counter: all buckets of one histogram, or one series alone. `table` has values by time and bucket edge."""
 
     part: str
     arm: str
     labels: Mapping[str, str]
     query: str
-    members: list[tuple[str, Mapping[int, float]]] = field(default_factory=list)
+    members: set[str] = field(default_factory=set)
+    table: dict[int, dict[str, float]] = field(default_factory=dict)
+    doubled: dict[int, str] = field(default_factory=dict)
+
+    def add(self, member: str, points: Mapping[int, float]) -> None:
+        known = member in self.members
+        self.members.add(member)
+        for t, value in points.items():
+            row = self.table.setdefault(t, {})
+            if known and member in row:
+                self.doubled[t] = member
+            row[member] = value
 
     def at(self, t: int) -> dict[str, float]:
         """
@@ -145,25 +156,18 @@ class _Group:
         Raises:
             _Problem: a value is no count, or two series are one.
         """
-        found: dict[str, float] = {}
-        for member, points in self.members:
-            value = points.get(t)
-            if value is None:
-                continue
-            if not (math.isfinite(value) and value >= 0):
-                edge = f" le={member}" if member else ""
-                raise _Problem(
-                    f"{self.query}: the value {value:g} of {_shown(self.labels)}{edge} is not a finite number from 0 up"
-                )
-            if member in found:
-                what = (
-                    f"bucket edge le={member} of {_shown(self.labels)} is" if member else f"the series {_shown(self.labels)} is"
-                )
-                raise _Unfit(f"{self.query}: {what} there twice")
-            found[member] = value
+        found = self.table.get(t, {})
+        for member, value in found.items():
+            if not 0 <= value < math.inf:  # written so that NaN is refused too
+                raise _Problem(f"{self.query}: the value {value:g} of {self._named(member)} is not a finite number from 0 up")
+        if t in self.doubled:
+            raise _Unfit(f"{self.query}: the series {self._named(self.doubled[t])} is there twice")
         if found and self.part == "buckets" and "inf" not in found:
             raise _Unfit(f"{self.query}: the buckets of {_shown(self.labels)} lack le=+Inf")
         return found
+
+    def _named(self, member: str) -> str:
+        return _shown({**self.labels, "le": member} if member else self.labels)
 
 
 class Book:
@@ -207,6 +211,7 @@ class Book:
                 self.state.edges = self._common()
         except _Problem as exc:
             self._stop(exc)
+        self._names = [edge_key(e) for e in (*self.state.edges, math.inf)] if self.state.edges else []
 
     def base(self, t: int, series: Sequence[Series]) -> bool:
         """
@@ -228,7 +233,7 @@ class Book:
             return False
         # Values only: which edges there must be is asked at the beats.
         self.state.last |= fixed
-        self.state.carry = {}
+        self.state.carry, self.state.shown = {}, {}
         return True
 
     def beat(self, t: int) -> Row | None:
@@ -267,8 +272,10 @@ class Book:
         parts: dict[tuple[str, str, str], list[float]] = {}
         for key, found in now.items():
             group, last = self._groups[key], {} if key in fresh else self.state.last.get(key, {})
-            for member, value in found.items():
-                parts.setdefault((group.part, group.arm, member), []).append(max(0.0, value - last.get(member, 0.0)))
+            for member in self._names or found:
+                gone, value = last.get(member, 0.0), found[member]
+                if value > gone:
+                    parts.setdefault((group.part, group.arm, member), []).append(value - gone)
         # fsum does not depend on the order, in which the source is free.
         return {where: math.fsum(values) for where, values in parts.items()}
 
@@ -277,8 +284,7 @@ class Book:
             case Kind.MEAN:
                 return sums.get(("amount", arm, ""), 0.0), sums.get(("count", arm, ""), 0.0)
             case Kind.HISTOGRAM:
-                names = [*(edge_key(e) for e in self.state.edges), "inf"] if self.state.edges else []
-                return rising([sums.get(("buckets", arm, n), 0.0) for n in names], arm)
+                return rising([sums.get(("buckets", arm, n), 0.0) for n in self._names], arm)
         total = sums.get(("total", arm, ""), 0.0)
         part = self._part
         counted = sums.get((part, arm, ""), 0.0) + self.state.carry.get(arm, 0.0)
@@ -287,11 +293,9 @@ class Book:
         return (total - share if part == "good" else share), total
 
     def _fits(self, group: _Group, found: Mapping[str, float]) -> None:
-        if group.part != "buckets":
-            return
-        if missing := [e for e in self.state.edges if edge_key(e) not in found]:
+        if group.part == "buckets" and (missing := [e for e in self._names if e not in found]):
             raise _Unfit(
-                f"{group.query}: {_shown(group.labels)} has no bucket le={missing[0]:g} (s), which the comparison was begun with"
+                f"{group.query}: {_shown(group.labels)} has no bucket le={missing[0]} (s), which the comparison was begun with"
             )
 
     # --- series -----------------------------------------------------------------------------------------------------------------
@@ -300,8 +304,7 @@ class Book:
         """The finite edges of every series seen; () without any series."""
         if not self._groups:
             return ()
-        sets = [{m for m, _ in g.members} for g in self._groups.values()]
-        common = sorted(float(m) for m in set.intersection(*sets) if m != "inf")
+        common = sorted(float(m) for m in set.intersection(*(g.members for g in self._groups.values())) if m != "inf")
         if not common:
             some = next(iter(self._groups.values()))
             raise _Unfit(f"{some.query}: the histograms have no finite bucket edge in common")
@@ -411,13 +414,17 @@ def _grouped(series: Iterable[Series]) -> dict[str, _Group]:
         group = groups.get(key)
         if group is None:
             group = groups[key] = _Group(one.part, one.arm, labels, one.query)
-        group.members.append((member, one.points))
+        group.add(member, one.points)
     return groups
 
 
 def _fell(last: Mapping[str, float], now: Mapping[str, float]) -> bool:
     """Whether a counter restarted: with one bucket, all of its histogram."""
-    return any(now[m] - last[m] < -SLACK * (1 + last[m]) for m in now.keys() & last.keys())
+    for member, value in now.items():
+        before = last.get(member)
+        if before is not None and value - before < -SLACK * (1 + before):
+            return True
+    return False
 
 
 def _plain(value: float) -> float:

@@ -138,16 +138,14 @@ def _track(element: object, latest_ms: int) -> Track:
             raise Untrusted(f"an element that is no series: {_shown(element)}")
     if not all(isinstance(v, str) for v in labels.values()):
         raise Untrusted(f"labels that are no text: {_shown(labels)}")
-    points: dict[int, float] = {}
-    for value in values:
-        match value:
-            case [int() | float() as time_s, str() as text] if math.isfinite(time_s):
-                time_ms = round(time_s * 1000)
-            case _:
-                raise Untrusted(f"an element that is no sample: {_shown(value)}")
-        if time_ms > latest_ms or time_ms in points:
-            raise Untrusted(f"a sample of the time {time_s} that was not asked for, or is there twice: {_shown(labels)}")
-        points[time_ms] = _number(text)
+    try:
+        points = {round(time_s * 1000): float(text) for time_s, text in values}
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise Untrusted(f"samples that are none among those of {_shown(labels)}: {_shown(exc)}") from exc
+    if not all(type(text) is str for _, text in values):
+        raise Untrusted(f"values that are no text among those of {_shown(labels)}")
+    if len(points) < len(values) or max(points, default=0) > latest_ms:
+        raise Untrusted(f"a sample that is there twice, or of a time after the one that was asked for: {_shown(labels)}")
     return Track(labels=labels, points=points)
 
 

@@ -44,6 +44,8 @@ READ_MAX = 4 * 1024 * 1024
 KEPT_OF_LONG = 4 * 1024
 """Bytes that are kept of an answer that is longer than `ANSWER_MAX`."""
 
+NOTHING = b'{"data": {"result": []}}'
+
 WORKERS = 4
 """Questions under way at a time: one that hangs must not starve the others."""
 
@@ -272,8 +274,9 @@ class _Session(requests.Session):
         with super().request(method, url, *args, **kwargs) as response:
             raw.status, raw.headers = response.status_code, response.headers
             self._read(response, raw, getattr(self._local, "answer_max", ANSWER_MAX))
-            # Read here, with a bound, what requests would read without one.
-            response._content = raw.body
+            # Read here, with a bound, what requests would read without one. A long answer is read as JSON once, by us: the library only gets to
+            # see that there is one.
+            response._content = raw.body if response.status_code != 200 or len(raw.body) <= ANSWER_MAX else NOTHING
             response._content_consumed = True  # type: ignore[attr-defined]  # requests sets it the same way in Response.content
         return response
 

@@ -150,7 +150,7 @@ def rollout_spec(scenario: Scenario, *, channel: str = "#llm-rollouts") -> dict[
         "slos": [
             {"name": "latency-p95", "indicator": "latency", "where": {"streaming": "false"}, "quantile": 0.95, "max": "2s"},
             {"name": "error-rate", "indicator": "error_ratio", "max": "1%"},
-            {"name": "timeout-rate", "indicator": "timeout_ratio", "max": "0.5%"},
+            {"name": "timeout-rate", "indicator": "timeout_ratio", "max": "0.5%", "evidence": "leaning"},
             {"name": "availability", "indicator": "availability", "min": "99.9%"},
         ],
         "comparisons": [
@@ -158,7 +158,7 @@ def rollout_spec(scenario: Scenario, *, channel: str = "#llm-rollouts") -> dict[
             {"name": "p95-vs-baseline", "indicator": "latency", "quantile": 0.95, "max_increase": "15%"},
             {"name": "cost-vs-baseline", "indicator": "cost_per_request", "max_increase": "10%"},
         ],
-        "gates": {"every": scenario.gate_every, "guard_every": "1s", "confidence": 0.95, "min_requests": 30},
+        "gates": {"every": scenario.gate_every, "guard_every": "1s", "block": "2s", "confidence": 0.95, "min_requests": 30},
         "phases": [
             {"name": "shadow", "mode": "shadow", "traffic": "20%", "bake": "8s"},
             {"name": "canary-5", "traffic": "5%", "bake": "8s"},

@@ -6,7 +6,7 @@ case. Its one rule: the audit log is the only memory. What is kept between looks
 a look without it comes to the same numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 

@@ -1,5 +1,6 @@
 """The commands about one rollout, and the list of all."""
 
+import math
 import sys
 import time
 import uuid
@@ -16,7 +17,6 @@ from controller.cli import describe
 from controller.cli.at_rest import readable
 from controller.cli.output import Output, console, errors, print_json, print_rows
 from controller.cli.screen import screen
-from controller.core.gates import pct
 from controller.core.rollout import LogError, Rollout, replay
 from controller.ports import Ports, UnknownRollout
 from controller.settings import Settings, load
@@ -180,10 +180,10 @@ def why(rollout_id: Id, *, output: Output = "table") -> int:
     if told["gates"]:
         console.print()
         rows = [
-            {**g, "requests": round(g["n"]), "interval": _interval(g["interval"]), "what_was_seen": g["reason"]}
+            {**g, "requests": round(g["n"]), "proof": _proof(g["log_e_proof"], g["log_e_needed"]), "what_was_seen": g["reason"]}
             for g in told["gates"]
         ]
-        print_rows(rows, ("gate", "verdict", "requests", "interval", "what_was_seen"), "table")
+        print_rows(rows, ("gate", "verdict", "requests", "proof", "what_was_seen"), "table")
     for query in told["queries"]:
         console.print(f"\n[dim]{query['at']}  {', '.join(query['gates'])}[/dim]", soft_wrap=True)
         console.print(query["query"], soft_wrap=True, markup=False)
@@ -261,5 +261,8 @@ def _code(rollout: Rollout) -> int:
     )
 
 
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{pct(interval[0])} to {pct(interval[1])}"
+def _proof(have: float | None, needed: float | None) -> str:
+    """How much of the proof there is, as e-values: ``8.5 of 20``; "" where a gate needs none."""
+    if have is None or needed is None or needed <= 0:
+        return ""
+    return f"{math.exp(min(have, 20.0)):,.3g} of {math.exp(needed):,.3g}"

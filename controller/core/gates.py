@@ -454,8 +454,8 @@ def shown(value: float | None, unit: Unit) -> str:
 
 
 def _change(ratio: float) -> str:
-    """0.0123 as ``+1.23%``."""
-    return pct(ratio, sign=True)
+    """0.0123 as ``+1.23%``; more than tenfold is not told to the digit."""
+    return pct(ratio, sign=True) if ratio <= 10 else "over +1000%"
 
 
 def seconds(value: float) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from controller.adapters.postgres.chain import verify
+from controller.codec import readings_from_text
 from controller.core.recompute import recompute
 from controller.core.rollout import Decided, replay
 from controller.settings import load
@@ -62,12 +63,17 @@ def test_every_decision_comes_out_again_from_its_audit_row_alone(demo: Demo) -> 
     with open_controller(load({"PENSTOCK_HOME": str(demo.home)}), reading=True) as opened:
         for row in demo.rows.values():
             entries = opened.ports.audit.entries(row["rollout_id"])
-            for entry in entries[1:]:
-                again = recompute(replay(entries[: entry.seq - 1]), entry)
+            for seq in range(2, len(entries) + 1):
+                entry = opened.ports.audit.entry(row["rollout_id"], seq)
+                if not isinstance(entry.event, Decided):
+                    continue
+                gathered = entry.event.observed.gathered
+                readings = () if gathered is None else readings_from_text(gathered.traffic)
+                again = recompute(replay(entries[: seq - 1]), entry, readings)
                 if again is not None:
-                    assert isinstance(entry.event, Decided)
                     assert again.results == entry.event.observed.results
                     assert again.decision in (None, entry.event.decision)
+                    assert gathered is None or again.evidence == gathered.after
                     checked += again.decision is not None
     assert checked >= 20
 

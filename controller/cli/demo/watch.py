@@ -5,6 +5,7 @@ It reads the log as `penstock get -w` does, spoils the candidate when its share 
 plan asks for. Its one rule: it never moves traffic; only the gate check and the guard do.
 """
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -159,6 +160,6 @@ class Watch:
 def brief(text: str) -> str:
     """The first of the clauses that a decision's text is made of, and how many more there are."""
     first, *more = text.split("; ")
-    # A reason may itself be of two clauses: "0% bad requests, limit 1%; 21 of 40 requests".
-    more = [clause for clause in more if ": " in clause]
-    return f"{first} (and {len(more)} more)" if more else text
+    # A reason may itself be of two clauses: "0% of 90 requests failed, limit 1%; not proven yet: about 6 more requests".
+    others = [clause for clause in more if re.match(r"[\w.-]+: ", clause)]
+    return f"{first} (and {len(others)} more)" if others else text

@@ -185,6 +185,8 @@ def write(samples: Samples) -> None:
             labels = {"gen_ai_request_model": model, "gen_ai_token_type": kind, "job": "app", "instance": "a1"}
             samples.add("gen_ai_client_token_usage_sum", labels, scraped([increment] * 22, -1))
         samples.add("my_requests_total", {"gen_ai_request_model": model, "job": "app", "instance": "a1"}, scraped(STEADY, -1))
+        samples.add("mixed_total", {"gen_ai_request_model": model, "job": "app", "instance": "a1"}, scraped(STEADY, -1))
+    samples.add("mixed_total", {"error_type": "APIError", "job": "app", "instance": "a1"}, scraped([1.0] * 22, -1))
     own.requests("baseline", scraped(STEADY, -1))
     samples.add("other_total", {"zone": "1"}, scraped(STEADY, -1))
 
@@ -492,6 +494,16 @@ def test_a_metric_without_the_labels_of_the_arms_is_an_error_that_names_them(sou
     assert column((REQUESTS, question), read, "own:total") == [0, 0, 0, 0]
 
 
+def test_bad_events_that_carry_no_arm_are_not_taken_for_none(source: PrometheusSource) -> None:
+    # As an instrumentation does that leaves the model out of what it counts of failures.
+    promql = {"bad": 'mixed_total{$arm,error_type!=""}', "total": "mixed_total{$arm}"}
+    question = Question(key="own", kind=Kind.RATE, indicator="custom", promql=promql)
+    seen = scope("own", minutes(1), profile="otel-genai", requests="my_requests_total{$arm}")
+    read = source.traffic((REQUESTS, question), seen, {})
+    assert 'no series of mixed_total{error_type!=""} has the labels gen_ai_request_model' in traffic(read).problems["own"]
+    assert column((REQUESTS, question), read, "own:total") == [0, 0, 0, 0]
+
+
 def test_bad_events_that_never_happened_are_none_where_the_metric_is_there(source: PrometheusSource) -> None:
     promql = {"bad": 'penstock_requests_total{$arm,outcome="timeout"}', "total": "penstock_requests_total{$arm}"}
     question = Question(key="own", kind=Kind.RATE, indicator="custom", promql=promql)
@@ -499,9 +511,9 @@ def test_bad_events_that_never_happened_are_none_where_the_metric_is_there(sourc
     assert traffic(read).problems == {}
     assert column((REQUESTS, question), read, "own:bad") == [0, 0, 0, 0]
     assert column((REQUESTS, question), read, "own:total") == [0, 10, 10, 0]
-    # It is known to be there from then on, and not asked about again.
+    # Whether they could be there is asked as long as there are none.
     again = source.traffic((REQUESTS, question), scope("gaps", minutes(2)), stored(read.ledger))
-    assert len(again.evidence["own"]) == 1
+    assert ["count(" in e.query for e in again.evidence["own"]] == [False, True]
 
 
 def test_an_arm_without_series_is_absent_and_no_error(source: PrometheusSource) -> None:

@@ -198,17 +198,14 @@ class Counting:
                 window_ms = ms(at) - since + LOOKBACK_MS
                 asks[f"resets {inquiry.question.key}"] = Ask(query=promql.resets(inquiry.counted, window_ms), at=at)
             for c in (c for terms in inquiry.doubtful() for c in terms):
-                asks[f"anywhere {c.selector}"] = Ask(query=promql.anywhere(c), at=at)
-                asks[f"labelled {c.selector}"] = Ask(query=promql.labelled(c), at=at)
+                asks[f"exists {c.selector}"] = Ask(query=promql.exists(c), at=at)
         answers = self._answers(asks)
         for inquiry in inquiries:
             if (found := answers.get(f"resets {inquiry.question.key}")) is not None:
                 self._book_again(inquiry, found, times)
             if inquiry.book is not None:
                 for terms in inquiry.doubtful():
-                    check_exists(
-                        inquiry, [(c, answers[f"anywhere {c.selector}"], answers[f"labelled {c.selector}"]) for c in terms]
-                    )
+                    check_exists(inquiry, [(c, answers[f"exists {c.selector}"]) for c in terms])
 
     def _book_again(self, inquiry: Inquiry, found: Answer, times: Times) -> None:
         """Counters that fell without a restart were read from a replica that is behind."""

@@ -11,6 +11,7 @@ from hashlib import sha256
 from controller.adapters.prometheus import promql
 from controller.adapters.prometheus.answer import Track, Untrusted
 from controller.adapters.prometheus.client import KEPT_OF_LONG, Answer
+from controller.adapters.prometheus.existence import by_metric, existence
 from controller.adapters.prometheus.memory import Kept
 from controller.adapters.prometheus.profile import Counted, Indicator
 from controller.core.ledger import ARMS, WHOLES, Book, Row, Series, State, zeros
@@ -110,7 +111,7 @@ class Inquiry:
         """Arms without any series of the part that every request is in."""
         return tuple(arm for arm in ARMS if not any(self.shows(c.part, arm) for c in self.counted if c.part in WHOLES))
 
-    def doubtful(self) -> list[list[Counted]]:
+    def doubtful(self) -> list[tuple[Counted, ...]]:
         """Parts of which neither arm ever had a series, each with its metrics: there may be no such metrics."""
         assert self.indicator is not None
         found = []
@@ -118,31 +119,25 @@ class Inquiry:
             if part in self.kept.state.seen or any(self.shows(part, arm) for arm in ARMS):
                 continue
             if part not in self.indicator.late:
-                found.append(list({c.term.metric: c for c in self.counted if c.part == part}.values()))
+                found.append(by_metric(self.counted, part))
         return found
 
 
-def check_exists(inquiry: Inquiry, found: Sequence[tuple[Counted, Answer, Answer]]) -> None:
+def check_exists(inquiry: Inquiry, found: Sequence[tuple[Counted, Answer]]) -> None:
     """
-    Whether metrics without a series of either arm have any at all; if not, nothing is counted.
+    Whether counters without a series of either arm could have some; if not, nothing is counted.
 
     Args:
         inquiry: The question.
-        found: Each metric that could have some, how many series it has, and how many with the labels that tell the arms apart.
+        found: Counters of one part, of each metric one, and what `promql.exists` brought.
     """
-    wrong = []
-    for counted, anywhere, labelled in found:
-        if not (inquiry.heard(anywhere) and inquiry.heard(labelled)):
+    for _, answer in found:
+        if not inquiry.heard(answer):
             inquiry.unbook()
             return
-        metric, labels = counted.term.metric, ", ".join(sorted(counted.arm_labels))
-        if labelled.series:
-            if inquiry.book is not None:
-                inquiry.book.state.seen.add(counted.part)
-            return
-        if anywhere.series:
-            wrong.append(f"no series of {metric} has the labels {labels}, which tell the arms apart ({labelled.evidence.query})")
-        else:
-            wrong.append(f"there is no series of {metric} in Prometheus: is it scraped and named so? ({anywhere.evidence.query})")
-    inquiry.fail("; ".join(wrong))
-    inquiry.unbook()
+    what = existence([(counted, answer.series) for counted, answer in found])
+    if what.lack:
+        inquiry.fail(what.lack)
+        inquiry.unbook()
+    elif what.there and inquiry.book is not None:
+        inquiry.book.state.seen.add(found[0][0].part)

@@ -45,15 +45,33 @@ def history(counted: Sequence[Counted], each_ms: int, window_ms: int) -> str:
     return f"({_union(sums)})[{duration(window_ms)}:{duration(each_ms)}]"
 
 
-def anywhere(counted: Counted) -> str:
-    """How many series a metric has, of whatever arm."""
-    return f"count(last_over_time({counted.term.metric}[{BASE_WINDOW}]))"
+def existing(counted: Counted) -> dict[str, str]:
+    """
+    Queries for how many series there are that could be of an arm, of whatever arm.
 
-
-def labelled(counted: Counted) -> str:
-    """How many series a metric has that carry the labels which tell the arms apart, with whatever value."""
+    Returns:
+        Of the counter's own selector (``own``) and of its metric (``metric``), all of them and those that carry the labels which tell arms apart
+        (``own labelled``, ``metric labelled``).
+    """
+    term = counted.term
     labels = ",".join(f'{label}!=""' for label in sorted(counted.arm_labels))
-    return f"count(last_over_time({counted.term.metric}{{{labels}}}[{BASE_WINDOW}]))"
+    selectors = {
+        "own": term.selector(),
+        "own labelled": term.selector(labels),
+        "metric": term.metric,
+        "metric labelled": f"{term.metric}{{{labels}}}",
+    }
+    return {name: f"count(last_over_time({selector}[{BASE_WINDOW}]))" for name, selector in selectors.items()}
+
+
+def count(counted: Counted) -> str:
+    """How many series a counter has."""
+    return f"count(last_over_time({counted.selector}[{BASE_WINDOW}]))"
+
+
+def exists(counted: Counted) -> str:
+    """All of `existing` as one query, tagged with their names."""
+    return " or ".join(f'label_replace({query}, "{TAG}", "{name}", "", "")' for name, query in existing(counted).items())
 
 
 def counters(counted: Sequence[Counted], tracks: Iterable[Track], unit_s: float) -> list[Counter]:

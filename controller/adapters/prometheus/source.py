@@ -16,6 +16,7 @@ from controller.adapters.prometheus import promql
 from controller.adapters.prometheus.answer import Series, Untrusted
 from controller.adapters.prometheus.client import Answer, ClientError, PrometheusClient
 from controller.adapters.prometheus.counting import SCRAPES_MIN, Clock, Counting
+from controller.adapters.prometheus.existence import Missing, missing_of, needs_of, scope_at
 from controller.adapters.prometheus.profile import (
     EVENT,
     Counted,
@@ -33,6 +34,7 @@ from controller.core.plan import (
     AtMost,
     Gate,
     MeanIncrease,
+    Plan,
     QuantileIncrease,
     QuantileLimit,
     RateLimit,
@@ -137,6 +139,43 @@ class PrometheusSource:
         except (ClientError, KeyError, TypeError):
             return "unknown version"
         return str(version)
+
+    def missing(self, plan: Plan, at: datetime) -> tuple[Missing, ...]:
+        """
+        What a plan's gates need and Prometheus does not have: for `doctor`, before the plan is started.
+
+        Metrics that nobody exports, or that lack the labels which tell the arms apart; indicators that the profile does not have; a baseline
+        without series. Nothing is said of the candidate, which need not have any yet.
+
+        Args:
+            plan: The rollout's plan.
+            at: When Prometheus is asked about; the hour before it counts.
+
+        Raises:
+            Unavailable: Prometheus cannot be asked; says what was seen.
+        """
+        try:
+            profile = self._own or load_profile(plan.profile)
+        except ProfileError as exc:
+            return (Missing(gates=(), text=str(exc)),)
+        needs = needs_of(profile, plan, at)
+        queries = dict.fromkeys(promql.exists(c) for n in needs for terms in n.parts.values() for c in terms)
+        queries |= dict.fromkeys(promql.count(c) for n in needs for c in n.baseline)
+        answers = self._client.ask(list(queries), at)
+        if failed := next((a.failure for a in answers.values() if a.failure), ""):
+            raise Unavailable(failed)
+        missing = missing_of(needs, {query: answer.series for query, answer in answers.items()})
+        return (*missing, *self._unreadable(plan, at))
+
+    def _unreadable(self, plan: Plan, at: datetime) -> tuple[Missing, ...]:
+        """Queries of a person's own that cannot be answered. That they have no series may be as it should be."""
+        asked = [
+            (g.name, self._ask(g, scope_at(plan, at))) for g in plan.gates if isinstance(g, AtMost) and g.indicator == "custom"
+        ]
+        queries = dict.fromkeys(q for _, a in asked if isinstance(a, _Asked) for q in a.queries)
+        answers = self._client.ask(list(queries), at)
+        seen = [(name, _answered(a, answers) if isinstance(a, _Asked) else a) for name, a in asked]
+        return tuple(Missing(gates=(name,), text=m.reason) for name, m in seen if isinstance(m, QueryFailed))
 
     # --- gates to questions -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from the most urgent to the least, and the order is the policy:
  6. guard            whoever looks may only lower                        -> hold
  7. failed metrics   a query failed or cannot be trusted                 -> hold
  8. evidence         an enforced gate has not earned its pass, and no
-                     time box lets the step be accepted without it       -> hold
+                     time box lets the step be accepted without it       -> hold (called baking while it bakes and data come in)
  9. bake             the phase has not lasted long enough                -> hold
 10. freeze           the calendar says no                                -> hold
 11. approval         people have not said yes to the next phase          -> hold
@@ -29,7 +29,7 @@ from controller.core.converge import Convergence, Drift, Killed, UnrecordedLower
 from controller.core.decision import Advance, Decision, Hold, Pause, Promote, RollBack, Why
 from controller.core.freeze import frozen_until
 from controller.core.gates import GateResult, Verdict, breaches, unproven
-from controller.core.plan import Approval, GateMode, OnBreach, OnDrift, OnUnproven, Plan
+from controller.core.plan import Approval, AtLeast, GateMode, OnBreach, OnDrift, OnUnproven, Plan
 from controller.core.rollout import AwaitingApproval, Baking, Paused, Pending, Rollout, Settled, Vote
 
 
@@ -83,12 +83,17 @@ def decide(
     if not results and not isinstance(settled, Pending):
         return Hold(why=Why.NOT_ENOUGH_EVIDENCE, text="no gate was judged", next_look=now + policy.every)
     missing = unproven(results)
+    baked = _baked_at(plan, settled)
+    baking = (
+        "" if baked is None or now >= baked else f"{plan.phases[_phase(settled)].name} bakes until {baked:%Y-%m-%d %H:%M:%S} UTC"
+    )
     if missing and not _may_be_accepted(plan, settled, missing, now):
+        if baking and all(_under_way(plan, r) for r in missing):
+            # Proofs take their time: while the phase bakes that is no news.
+            return Hold(why=Why.BAKING, text=f"{baking}; {_first_of(missing)}", next_look=baked)
         return Hold(why=Why.NOT_ENOUGH_EVIDENCE, text=_first_of(missing), next_look=now + policy.every)
-
-    if (baked := _baked_at(plan, settled)) is not None and now < baked:
-        phase = plan.phases[_phase(settled)]
-        return Hold(why=Why.BAKING, text=f"{phase.name} bakes until {baked:%Y-%m-%d %H:%M:%S} UTC", next_look=baked)
+    if baking:
+        return Hold(why=Why.BAKING, text=baking, next_look=baked)
 
     entering = 0 if (phase_index := _phase_or_none(settled)) is None else phase_index + 1
     if entering == len(plan.phases):
@@ -124,6 +129,12 @@ def _may_be_accepted(plan: Plan, settled: Settled, missing: Sequence[GateResult]
         return False
     box, since = plan.phases[index].max_bake, getattr(settled, "since", now)
     return box is not None and now >= since + box and all(r.acceptable for r in missing)
+
+
+def _under_way(plan: Plan, result: GateResult) -> bool:
+    """Whether a gate without a pass is on its way to one: it counts requests, or waits for an event."""
+    waits = any(isinstance(g, AtLeast) and g.name == result.gate for g in plan.gates)
+    return result.verdict is Verdict.INSUFFICIENT and (result.n > 0 or waits)
 
 
 def _first_of(results: Sequence[GateResult]) -> str:

@@ -98,6 +98,9 @@ def notice_of(before: Rollout, after: Rollout, entry: Entry) -> Notice:
     """
     level, text = _what(before, entry, after)
     results = entry.event.observed.results if isinstance(entry.event, Decided) else ()
+    if fresh := [r for r in results if r.gate in after.warned - before.warned]:
+        level = Level.NEWS if level is Level.INFO else level
+        text = f"warning: {'; '.join(f'{r.gate}: {r.reason}' for r in fresh)}; {text}"
     plan = after.plan
     return Notice(
         rollout_id=after.id,

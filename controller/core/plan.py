@@ -34,7 +34,7 @@ class Mode(StrEnum):
 
 
 class GateMode(StrEnum):
-    """What a breach of a gate does: act, tell people, or only be recorded."""
+    """What a breach of a gate does: act, tell people (once, when it begins), or only be recorded and shown."""
 
     ENFORCE = "enforce"
     WARN = "warn"

@@ -24,9 +24,9 @@ from controller.core.decision import (
     lowers,
     target,
 )
-from controller.core.gates import GateResult
+from controller.core.gates import GateResult, Verdict
 from controller.core.measurement import Measurement
-from controller.core.plan import Plan
+from controller.core.plan import GateMode, Plan
 
 
 class LogError(ValueError):
@@ -238,6 +238,7 @@ class Rollout:
         seq: Of the last row; the next row is seq + 1.
         last_gate_check: When a gate check last wrote a row; None before the first.
         troubled: Gate checks in a row that ended without usable evidence.
+        warned: Gates that only warn and were breached at the last gate check.
         weights: What the flag must carry according to the log.
         applied: The decision ids that the flag may carry: the last one confirmed, "" before the first.
         exposure: Requests that the candidate answered, as last measured.
@@ -253,6 +254,7 @@ class Rollout:
     seq: int
     last_gate_check: datetime | None = None
     troubled: int = 0
+    warned: frozenset[str] = frozenset()
     weights: Weights = field(default_factory=Weights)
     applied: str = ""
     exposure: float | None = None
@@ -314,7 +316,7 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
     except LogError as exc:
         raise LogError(f"row {entry.rollout_id}/{entry.seq}: {exc}") from None
     last_gate_check, troubled, exposure = rollout.last_gate_check, rollout.troubled, rollout.exposure
-    evidence = rollout.evidence
+    evidence, warned = rollout.evidence, rollout.warned
     weights, applied = rollout.weights, rollout.applied
     match entry.event:
         case Decided() as event:
@@ -322,6 +324,9 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
                 last_gate_check = entry.at
                 trouble = isinstance(event.decision, Hold) and event.decision.why in (Why.METRICS_FAILED, Why.NOT_ENOUGH_EVIDENCE)
                 troubled = troubled + 1 if trouble else 0
+                warned = frozenset(
+                    r.gate for r in event.observed.results if r.mode is GateMode.WARN and r.verdict is Verdict.BREACH
+                )
             if event.observed.exposure is not None:
                 exposure = event.observed.exposure
             if event.observed.gathered is not None:
@@ -343,6 +348,7 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
         seq=entry.seq,
         last_gate_check=last_gate_check,
         troubled=troubled,
+        warned=warned,
         weights=weights,
         applied=applied,
         exposure=exposure,

@@ -199,6 +199,22 @@ def test_holds_until_the_bake_is_over_and_says_until_when() -> None:
     assert isinstance(decide(rollout(), InStep(), PASSED, BEGAN + timedelta(hours=1), may_raise=True), Advance)
 
 
+def test_a_proof_that_takes_its_time_is_no_trouble_while_the_phase_bakes() -> None:
+    under_way = GateResult(gate="errors", verdict=Verdict.INSUFFICIENT, n=120.0, reason="not proven yet")
+    early, late = BEGAN + timedelta(minutes=15), BEGAN + timedelta(hours=1)
+    baking = decide(rollout(), InStep(), (under_way,), early, may_raise=True)
+    assert isinstance(baking, Hold) and baking.why is Why.BAKING
+    assert baking.text == "canary bakes until 2026-05-04 10:00:00 UTC; errors: not proven yet"
+    after = decide(rollout(), InStep(), (under_way,), late, may_raise=True)
+    assert isinstance(after, Hold) and after.why is Why.NOT_ENOUGH_EVIDENCE
+
+
+def test_no_requests_at_all_are_trouble_from_the_first_check_on() -> None:
+    nothing = GateResult(gate="errors", verdict=Verdict.INSUFFICIENT, n=0.0, reason="no data")
+    decision = decide(rollout(), InStep(), (nothing,), BEGAN + timedelta(minutes=15), may_raise=True)
+    assert isinstance(decision, Hold) and decision.why is Why.NOT_ENOUGH_EVIDENCE
+
+
 def test_a_freeze_stops_raising_but_not_rolling_back() -> None:
     span = FreezeSpan(name="launch", starts=datetime(2026, 5, 4), ends=datetime(2026, 5, 5), timezone="UTC")  # noqa: DTZ001  # wall-clock times
     plan = replace(PLAN, freezes=(span,))

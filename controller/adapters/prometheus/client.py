@@ -236,7 +236,7 @@ class PrometheusClient:
         return future.result()
 
     def _late(self, ask: Ask, budget_s: float) -> Answer:
-        failure = f"no complete answer within {budget_s:g} s"
+        failure = f"no complete answer within {budget_s:.3g} s"
         return Answer(failure=f"Prometheus at {self.base_url}: {failure}", evidence=_evidence(ask, _Raw(), failure))
 
 
@@ -395,7 +395,7 @@ def _transport(exc: Exception, timeout_s: float, raw: _Raw) -> str:
     while (inner := _cause(reason)) is not None:
         reason = inner
     if isinstance(exc, requests.Timeout) or isinstance(reason, TimeoutError | ReadTimeoutError):
-        return f"no complete answer within {timeout_s:g} s"
+        return f"no complete answer within {timeout_s:.3g} s"
     if raw.status:
         return f"HTTP status {raw.status}, but the answer broke off after {len(raw.body)} bytes ({type(reason).__name__})"
     return f"cannot be reached: {type(reason).__name__}: {str(reason)[:200]!r}"

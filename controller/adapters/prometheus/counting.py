@@ -11,6 +11,7 @@ names its counters and tags them, so the questions of several rollouts that have
 the tag; what is read here for one question does not depend on what else was asked.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,8 +34,11 @@ SCRAPES_MIN = 4
 LOOKBACK_MS = 300_000
 """How old a value may be that Prometheus shows (its default)."""
 
+READING_TIMES = 2.0
+"""Deadlines of the client that one reading may take, all its rounds of questions together."""
+
 HISTORY_TIMES = 3.0
-"""The very first look asks more than any other, and has so many times the time for it."""
+"""The very first look asks more than any other, and has so many more for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +50,12 @@ class Clock:
 
 
 class Counting:
-    """One source's way of reading traffic; without memory of its own."""
+    """One reading. It has so much time, whatever it asks."""
 
     def __init__(self, client: PrometheusClient, clock: Clock) -> None:
         self._client = client
         self._clock = clock
+        self._ends = time.monotonic() + READING_TIMES * client.timeout_s
 
     def read(self, profile: Profile, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
         """As `controller.ports.MetricSource.traffic`."""
@@ -98,10 +103,9 @@ class Counting:
         """Raises PastUnread."""
         each = max(ms_of(scope.history_step), SCRAPES_MIN * self._clock.scrape_ms)
 
-        def ask(asks: Mapping[str, Ask]) -> Mapping[str, Answer]:
-            return self._answers(asks, HISTORY_TIMES * self._client.timeout_s)
-
-        return read_past(inquiries, ms(scope.since), ms_of(scope.history), each, ask)
+        more_s = HISTORY_TIMES * self._client.timeout_s
+        self._ends += more_s
+        return read_past(inquiries, ms(scope.since), ms_of(scope.history), each, lambda asks: self._answers(asks, more_s))
 
     def _ask_bases(self, inquiries: Sequence[Inquiry], base_ms: int, at_ms: int) -> None:
         """
@@ -162,8 +166,9 @@ class Counting:
                 inquiry.base = [replace(s, points={inquiry.base_ms: s.points[first]}) for s in inquiry.beats if first in s.points]
 
     def _answers(self, asks: Mapping[str, Ask], timeout_s: float | None = None) -> dict[str, Answer]:
+        left_s = min(timeout_s or self._client.timeout_s, max(0.001, self._ends - time.monotonic()))
         try:
-            answers = self._client.ask_all(list(asks.values()), timeout_s=timeout_s)
+            answers = self._client.ask_all(list(asks.values()), timeout_s=left_s)
             return {key: answers[ask] for key, ask in asks.items()}
         except Exception as exc:  # no thread to be had, no memory: still an answer that failed and not the end of the look
             text = f"the questions could not be asked: {type(exc).__name__}: {exc}"

@@ -71,7 +71,7 @@ class PrometheusSource:
     Args:
         base_url: ``http://host:9090``, with a path where Prometheus has one; ``user:password@`` is taken out and sent as basic auth.
         profile: Instead of the one that a scope names.
-        timeout_s: Deadline of all questions that are asked at once; a look asks twice or three times, its very first one for longer.
+        timeout_s: Deadline of `measure`; `traffic` takes at most twice, and at the very first look five times as long.
         scrape_interval: How often Prometheus scrapes the routers.
         stale_after: How old the newest sample of an arm may be; default three scrapes, at least 5 s.
 
@@ -94,7 +94,7 @@ class PrometheusSource:
         self._own = load_profile(profile) if isinstance(profile, str) else profile
         self._scrape_ms = _ms(scrape_interval)
         self._stale_ms = _ms(stale_after or max(STALE_SCRAPES * scrape_interval, STALE_MIN))
-        self._counting = Counting(self._client, Clock(scrape_ms=self._scrape_ms, stale_ms=self._stale_ms))
+        self._clock = Clock(scrape_ms=self._scrape_ms, stale_ms=self._stale_ms)
 
     def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
         asked = [self._ask(gate, scope) for gate in gates]
@@ -117,7 +117,7 @@ class PrometheusSource:
             profile = self._profile(scope)
         except ProfileError as exc:
             return TrafficRead(traffic=None, failure=str(exc), ledger=ledger)
-        return self._counting.read(profile, questions, scope, ledger)
+        return Counting(self._client, self._clock).read(profile, questions, scope, ledger)
 
     def probe(self) -> str:
         """

@@ -18,6 +18,8 @@ from controller.core.plan import AtLeast, AtMost, Plan, Silence
 from controller.core.traffic import Kind, Question, TrafficRead, columns_of
 from controller.ports import Scope, Unavailable
 from controller.spec import RolloutSpec
+from flagspec import RouteFlag, Variant
+from router.metrics import RouterMetrics
 from services.prometheus import PrometheusServer
 from tests.adapters.backfill import Samples, filled
 
@@ -395,6 +397,42 @@ class TestCustom:
         seen = source.measure((Silence(),), scope("custom", arms=ARMS)).measurements[0]
         assert isinstance(seen, QueryFailed)
         assert "metrics.requests" in seen.reason
+
+
+# --- the router -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_router_shows_every_series_that_its_profile_reads_before_any_request() -> None:
+    metrics = RouterMetrics("production")
+    side = Variant(model="gpt-4.1", params={}), Variant(model="gpt-5", params={})
+    flag = RouteFlag(
+        environment="production",
+        key="chat-model",
+        version=1,
+        revision=1,
+        killed=False,
+        weight=0,
+        shadow_weight=0,
+        salt="s",
+        unit="user",
+        control=side[0],
+        candidate=side[1],
+        decision_id="r.1.advance",
+    )
+    metrics.prime_flag("chat", flag, ["gpt-4.1-mini"])
+    shown = [
+        (sample.name, sample.labels) for family in metrics.registry.collect() for sample in family.samples if sample.value == 0
+    ]
+    profile = load_profile("router")
+    lacking = []
+    for name, indicator in profile.indicators.items():
+        for arm in ("candidate", "baseline"):
+            wanted = {"environment": "production", "flag": "chat-model", "arm": arm}
+            for term in (t for terms in indicator.parts.values() for t in terms):
+                fits = [labels for metric, labels in shown if metric == term.metric and wanted.items() <= labels.items()]
+                if not fits or not all(term.labels <= labels.keys() for labels in fits):
+                    lacking.append((name, arm, term.metric))
+    assert lacking == []
 
 
 # --- the files ------------------------------------------------------------------------------------------------------------------

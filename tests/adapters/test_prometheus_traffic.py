@@ -413,13 +413,25 @@ def test_after_a_long_gap_the_beats_are_wider_and_nothing_is_lost(
 
 
 def test_an_answer_that_is_too_long_is_asked_for_in_one_piece(source: PrometheusSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.adapters.prometheus.client.MATRIX_MAX", 4_000)
+    monkeypatch.setattr("controller.adapters.prometheus.client.LARGE_MAX", 4_000)
     read = source.traffic((REQUESTS,), scope("day", minutes(30), history=timedelta(0)), {})
     rows = column((REQUESTS,), read, "requests:total")
     assert len(rows) == 120
     assert (sum(rows[:-1]), rows[-1]) == (0, 10.0 * 119)
     assert traffic(read).problems == {}
     assert [e.note for e in read.evidence["requests"]] == ["", ""]
+
+
+def test_long_answers_are_read_whole_and_their_beginning_kept(source: PrometheusSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.adapters.prometheus.client.ANSWER_MAX", 500)
+    monkeypatch.setattr("controller.adapters.prometheus.client.KEPT_OF_LONG", 100)
+    questions = (REQUESTS, LATENCY)
+    read = source.traffic(questions, scope("exact", minutes(1)), {})
+    assert traffic(read).problems == {}
+    assert column(questions, read, "latency:2") == [0, 18, 18, 18]
+    base, beats = read.evidence["latency"][:2]
+    assert len(base.answer) == len(beats.answer) == 100
+    assert len(beats.digest) == 64 and beats.note == ""
 
 
 # --- the past -------------------------------------------------------------------------------------------------------------------

@@ -206,6 +206,18 @@ def test_a_server_without_end_is_given_up_at_the_deadline(slow: Reply) -> None:
     assert all(SUBQUERY.search(a["query"]) is None for a in server.asked)
 
 
+def test_a_server_that_begins_to_hang_in_the_middle_of_a_reading_costs_no_more_than_two_deadlines() -> None:
+    def reply(asked: Asked, write: Callable[[bytes], None], over: threading.Event) -> None:
+        hang(asked, write, over) if SUBQUERY.search(asked["query"]) else write(good(asked))
+
+    with fault_server(reply) as server:
+        seen = PrometheusSource(server.url, timeout_s=0.4).traffic(QUESTIONS, scope(61), {})
+    assert seen.traffic is None
+    assert "no complete answer within 0.4 s" in seen.failure
+    # Each was asked for its base and its beats, and then nothing more.
+    assert len(server.asked) == 8
+
+
 PARSE_ERROR = json.dumps({"status": "error", "errorType": "bad_data", "error": "parse error"})
 
 

@@ -35,7 +35,7 @@ from controller.core.measurement import Evidence
 ANSWER_MAX = 256 * 1024
 """Bytes of an answer that is accepted and kept whole as evidence. Two arms of a hundred buckets take 16 kB."""
 
-MATRIX_MAX = 32 * 1024 * 1024
+LARGE_MAX = 32 * 1024 * 1024
 """Bytes of an answer about traffic: raw counters, each at several times. Ten routers with three routes are 12,000 series: 3 MB of labels."""
 
 READ_MAX = 4 * 1024 * 1024
@@ -61,15 +61,18 @@ class Ask:
         query: PromQL.
         at: When it is evaluated.
         matrix: It is answered with series over time and not with one value each.
+        large: It is about every single series: the answer may be long.
     """
 
     query: str
     at: datetime
     matrix: bool = False
+    large: bool = False
 
     @property
     def answer_max(self) -> int:
-        return MATRIX_MAX if self.matrix else ANSWER_MAX
+        """Bytes that are accepted."""
+        return LARGE_MAX if self.large else ANSWER_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

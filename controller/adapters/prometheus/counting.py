@@ -125,7 +125,9 @@ class Counting:
             else:
                 continue
             due.append(inquiry)
-        answers = self._answers({i.question.key: Ask(query=promql.last(i.counted), at=time_of(i.base_ms)) for i in due})
+        answers = self._answers(
+            {i.question.key: Ask(query=promql.last(i.counted), at=time_of(i.base_ms), large=True) for i in due}
+        )
         for inquiry in due:
             if inquiry.heard(answer := answers[inquiry.question.key]):
                 inquiry.base = inquiry.series(promql.at(answer.series, inquiry.base_ms))
@@ -201,7 +203,7 @@ class Counting:
             if inquiry.book.fell:
                 since = inquiry.kept.at if inquiry.base is None else inquiry.base_ms - promql.BASE_WINDOW_MS
                 window_ms = ms(at) - since + LOOKBACK_MS
-                asks[f"resets {inquiry.question.key}"] = Ask(query=promql.resets(inquiry.counted, window_ms), at=at)
+                asks[f"resets {inquiry.question.key}"] = Ask(query=promql.resets(inquiry.counted, window_ms), at=at, large=True)
             for c in (c for terms in inquiry.doubtful() for c in terms):
                 asks[f"exists {c.selector}"] = Ask(query=promql.exists(c), at=at)
         answers = self._answers(asks)
@@ -232,7 +234,7 @@ def _size(inquiry: Inquiry) -> int:
 def _beats(inquiry: Inquiry, times: Times, beats: Sequence[int]) -> Ask:
     # Half a step more than from first to last, as whether a window holds its own beginning depends on the release.
     window_ms = beats[-1] - beats[0] + max(1, times.every // 2)
-    return Ask(query=promql.values(inquiry.counted, window_ms, times.every), at=time_of(beats[-1]), matrix=True)
+    return Ask(query=promql.values(inquiry.counted, window_ms, times.every), at=time_of(beats[-1]), matrix=True, large=True)
 
 
 # --- what is told ---------------------------------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def read_past(
 
 def _ask(inquiry: Inquiry, at: Sequence[int], each_ms: int) -> Ask:
     query = promql.history(inquiry.past, each_ms, at[-1] - at[0] + max(1, each_ms // 2))
-    return Ask(query=query, at=time_of(at[-1]), matrix=True)
+    return Ask(query=query, at=time_of(at[-1]), matrix=True, large=True)
 
 
 def _rows(inquiry: Inquiry, tracks: Sequence[Track], known: set[int]) -> dict[int, tuple[float, ...]]:

@@ -91,10 +91,13 @@ def test_a_healthy_answer_becomes_counts_with_its_evidence_verbatim() -> None:
     assert isinstance(seen, Sampled)
     assert (seen.candidate, seen.baseline) == (Counts(bad=0.0, total=100.0), Counts(bad=0.0, total=100.0))
     requests = seen.evidence[0]
+    selectors = [f'penstock_requests_total{{environment="production",flag="chat-model",arm="{arm}"}}' for arm in ARMS]
+    grown = [f"sum(increase({s}[600s]))" for s in selectors]
+    born = [f"sum(min_over_time({s}[600s]) unless last_over_time({s}[3600s] offset 600s))" for s in selectors]
     assert requests.query == " or ".join(
-        f'label_replace(sum(increase(penstock_requests_total{{environment="production",flag="chat-model",arm="{arm}"}}[600s])), '
-        f'"penstock", "{arm}:total:{i}", "", "")'
-        for i, arm in enumerate(ARMS)
+        f'label_replace({part}, "penstock", "{arm}:total:{i}{kind}", "", "")'
+        for kind, parts in (("", grown), (" born", born))
+        for i, (arm, part) in enumerate(zip(ARMS, parts, strict=True))
     )
     assert requests.at == AT
     assert requests.digest == sha256(requests.answer.encode()).hexdigest()

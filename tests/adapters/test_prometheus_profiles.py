@@ -149,6 +149,11 @@ def litellm(samples: Samples) -> None:
         "model_id": "None",
     }
     every_scrape(samples, "litellm_deployment_successful_fallbacks_total", fallback, 0.5, first=20)
+    ones = [(int(T0.timestamp() * 1000) + 394_000 + 15_000 * k, 1.0) for k in range(15)]
+    samples.add("litellm_deployment_successful_fallbacks_total", {**fallback, "requested_model": "gpt-5-mini"}, ones)
+    for user in range(40):
+        labels = {"job": "litellm", "instance": "proxy-1:4000", "requested_model": "gpt-5-mini", "end_user": f"u{user}"}
+        samples.add("litellm_proxy_total_requests_metric_total", {**labels, "status_code": "200"}, ones)
 
 
 def otel(samples: Samples, base: str, candidate: str, process: str, *, new: bool, unit: str = "_seconds") -> None:
@@ -292,6 +297,14 @@ class TestLiteLlm:
         # Five minutes at ten and thirty a scrape.
         assert (silence.candidate.total, silence.baseline.total) == (pytest.approx(200, rel=0.01), pytest.approx(600, rel=0.01))
         assert measured.exposure == pytest.approx(10 * 40, rel=0.02)
+
+    def test_series_that_are_born_with_their_first_event_are_seen(self, source: PrometheusSource) -> None:
+        gates = (AtLeast(name="f", indicator="fallbacks", times=1, by_phase="p"), Silence())
+        seen = scope("litellm", baseline="gpt-4.1", candidate="gpt-5-mini")
+        fallbacks, silence = source.measure(gates, seen).measurements
+        # One fallback, and forty requests of forty users: a series each, none of which ever grew.
+        assert isinstance(fallbacks, Sampled) and fallbacks.candidate.total == 1.0
+        assert isinstance(silence, Sampled) and silence.candidate.total == 40.0
 
 
 # --- OpenTelemetry --------------------------------------------------------------------------------------------------------------

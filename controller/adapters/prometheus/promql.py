@@ -5,7 +5,7 @@ It stands between the profile, which knows selectors, and the source, which asks
 both arms are read at once, each tagged with what it is, so that they are of one moment.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from controller.adapters.prometheus.answer import Series, Track, Untrusted
 from controller.adapters.prometheus.profile import Counted, duration
@@ -34,9 +34,28 @@ def resets(counted: Sequence[Counted], window_ms: int) -> str:
     return _union((c, c.promql("resets", duration(window_ms))) for c in counted)
 
 
-def total(counted: Sequence[Counted], function: str, window_ms: int) -> str:
-    """The sum of a function of each counter over a window, for each of `counted`."""
-    return _union((c, f"sum({c.promql(function, duration(window_ms))})") for c in counted)
+def samples(counted: Sequence[Counted], window_ms: int) -> str:
+    """How many samples each of `counted` has within a window, over all its series."""
+    return _union((c, f"sum({c.promql('count_over_time', duration(window_ms))})") for c in counted)
+
+
+def happened(counted: Sequence[Counted], window_ms: int) -> str:
+    """
+    How often each of `counted` happened within a window, over all its series: two numbers, to be added up.
+
+    `increase` sees nothing of a counter's first value. A series that was not there before has begun at 0, and its least value is what it was born with:
+    with exporters that show a series only when it has something to count, that may be most of what there is.
+    """
+    window = duration(window_ms)
+    grown = _union((c, f"sum({c.promql('increase', window)})") for c in counted)
+    born = _union(
+        (
+            (c, f"sum({c.promql('min_over_time', window)} unless last_over_time({c.selector}[{BASE_WINDOW}] offset {window}))")
+            for c in counted
+        ),
+        " born",
+    )
+    return f"{grown} or {born}"
 
 
 def history(counted: Sequence[Counted], each_ms: int, window_ms: int) -> str:
@@ -99,12 +118,12 @@ def at(series: Iterable[Series], time_ms: int) -> list[Track]:
 
 def by_arm(counted: Sequence[Counted], series: Iterable[Series]) -> dict[str, float]:
     """
-    Values of `total` summed by arm; an arm without any series is not there.
+    Values of `happened` or `samples` summed by arm; an arm without any series is not there.
 
     Raises:
         Untrusted: a series was not asked for, or is there twice.
     """
-    known: Mapping[str, Counted] = {tag(i, c): c for i, c in enumerate(counted)}
+    known = {f"{tag(i, c)}{kind}": c for i, c in enumerate(counted) for kind in ("", " born")}
     seen: set[str] = set()
     found: dict[str, float] = {}
     for one in series:
@@ -123,5 +142,5 @@ def tag(index: int, counted: Counted) -> str:
     return f"{counted.arm}:{counted.part}:{index}"
 
 
-def _union(parts: Iterable[tuple[Counted, str]]) -> str:
-    return " or ".join(f'label_replace({text}, "{TAG}", "{tag(i, c)}", "", "")' for i, (c, text) in enumerate(parts))
+def _union(parts: Iterable[tuple[Counted, str]], kind: str = "") -> str:
+    return " or ".join(f'label_replace({text}, "{TAG}", "{tag(i, c)}{kind}", "", "")' for i, (c, text) in enumerate(parts))

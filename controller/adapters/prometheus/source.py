@@ -201,7 +201,7 @@ class PrometheusSource:
             case AtLeast():
                 profile = self._profile(scope)
                 asked = _of(profile.counted(profile.indicator(EVENT), replace(scope, arm=CANDIDATE), gate.where), CANDIDATE)
-                return _Asked(queries=(promql.total(asked, "increase", window_ms),), read=lambda a: _occurrences(asked, a))
+                return _Asked(queries=(promql.happened(asked, window_ms),), read=lambda a: _occurrences(asked, a))
             case AtMost():
                 where = where_text(gate.where, frozenset({"alertstate"}))
                 return _Asked(queries=(ALERTS % (f",{where}" if where else ""),), read=_one)
@@ -209,7 +209,7 @@ class PrometheusSource:
                 profile = self._profile(scope)
                 both = profile.counted(profile.requests(scope), scope, gate.where)
                 recent = min(window_ms, max(_ms(scope.recent), SCRAPES_MIN * self._scrape_ms))
-                queries = promql.total(both, "increase", recent), promql.total(both, "count_over_time", self._stale_ms)
+                queries = promql.happened(both, recent), promql.samples(both, self._stale_ms)
                 arms = _Arms(counted=both, stale_after_s=self._stale_ms / 1000)
                 return _Asked(queries=queries, read=arms.reports)
             case RateLimit() | QuantileLimit() | QuantileIncrease() | MeanIncrease() | SampleRatio():
@@ -236,7 +236,7 @@ class PrometheusSource:
         except (NotAskable, ProfileError):
             return None
         none = f'label_replace(vector(0), "{promql.TAG}", "{NO_EXPOSURE}", "", "")'
-        return f"{promql.total(candidate, 'increase', window_ms)} or {none}"
+        return f"{promql.happened(candidate, window_ms)} or {none}"
 
     def _window_ms(self, since: datetime, at: datetime) -> int | None:
         """Whole seconds from `since` to `at`, in milliseconds; None if that is less than four scrapes."""

@@ -9,9 +9,9 @@ a look without it comes to the same numbers.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
 from controller.codec import readings_to_text
-from controller.core.evidence.case import Case
 from controller.core.gates import GateResult, judge_all
 from controller.core.measurement import Counted, Counts, Measurement, NoData, QueryFailed, Sampled
 from controller.core.plan import Gate, Plan, SampleRatio
@@ -19,6 +19,9 @@ from controller.core.rollout import AwaitingApproval, Baking, Gathered, Observed
 from controller.core.traffic import REQUESTS, Reading, TrafficRead, question_of
 from controller.ports import AuditLog, MetricSource, Scope
 from controller.shelf import CaseShelf, Shelved
+
+if TYPE_CHECKING:
+    from controller.core.evidence.case import Case
 
 RECENT_LEAST = timedelta(seconds=15)
 """Silence is judged on at least so much traffic, however often the gates are checked."""
@@ -101,6 +104,8 @@ def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: Case
     measured = metrics.measure(asked, scope)
     seen = dict(zip((g.name for g in asked), measured.measurements, strict=True))
 
+    from controller.core.evidence.case import Case  # numpy: most commands need neither
+
     recorded = rollout.evidence
     at_hand = shelf.take(rollout.id, recorded)
     case = Case.of(plan, audit.text(recorded) if recorded else "") if at_hand is None else at_hand.case
@@ -126,7 +131,7 @@ def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: Case
     )
 
 
-def counted(gates: Sequence[Gate], read: TrafficRead, case: Case) -> dict[str, Measurement]:
+def counted(gates: Sequence[Gate], read: TrafficRead, case: "Case") -> dict[str, Measurement]:
     """The measurements of the gates that are judged from traffic."""
     found: dict[str, Measurement] = {}
     for gate in gates:

@@ -7,9 +7,12 @@ It stands beside `controller.gather`, which fills it. Its one rule: losing it co
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from controller.core.evidence.case import Case
 from controller.core.traffic import Reading
+
+if TYPE_CHECKING:  # the engine brings numpy, which commands that judge nothing do without
+    from controller.core.evidence.case import Case
 
 SHELVED = 64
 """Cases kept at hand: one for each rollout that is looked at."""
@@ -27,7 +30,7 @@ class Shelved:
     """
 
     recorded: str
-    case: Case
+    case: "Case"
     readings: tuple[Reading, ...]
 
 

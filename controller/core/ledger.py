@@ -7,11 +7,11 @@ the next beat that shows it. Its one rule: what happened is counted once. What c
 the next reading finds all of it again.
 """
 
-import copy
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -87,6 +87,16 @@ class State:
     carry: dict[str, float] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     shown: dict[str, int] = field(default_factory=dict)
+
+    def copy(self) -> "State":
+        """One that can be changed by itself."""
+        return State(
+            last={g: dict(values) for g, values in self.last.items()},
+            edges=self.edges,
+            carry=dict(self.carry),
+            seen=set(self.seen),
+            shown=dict(self.shown),
+        )
 
     def dump(self) -> dict[str, Any]:
         return {
@@ -194,7 +204,7 @@ class Book:
         series: Sequence[Series],
         behind: frozenset[str] = frozenset(),
     ) -> None:
-        self.state = copy.deepcopy(state)
+        self.state = state.copy()
         self.problem = ""
         self.fell: set[str] = set()
         self._kind = kind
@@ -358,7 +368,13 @@ class Contradiction(_Problem, ValueError):
 
 def digest(part: str, arm: str, query: str, labels: Mapping[str, str]) -> str:
     """A short name of a group, the same in every process."""
-    text = json.dumps([part, arm, query, sorted(labels.items())], ensure_ascii=False, separators=(",", ":"))
+    return _digest(part, arm, query, tuple(sorted(labels.items())))
+
+
+@lru_cache(maxsize=65_536)
+def _digest(part: str, arm: str, query: str, labels: tuple[tuple[str, str], ...]) -> str:
+    """Kept, since every bucket of a histogram asks for it, and every look again."""
+    text = json.dumps([part, arm, query, labels], ensure_ascii=False, separators=(",", ":"))
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:MEMBER_MAX]
 
 

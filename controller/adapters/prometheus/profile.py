@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import resources
 from string import Template
 from typing import Any
@@ -251,6 +252,7 @@ class Profile:
         return model
 
 
+@cache
 def load_profile(name: str) -> Profile:
     """
     Raises:

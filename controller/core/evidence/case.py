@@ -159,9 +159,10 @@ class Case:
         self.phase, self.since, self.requests = phase, since, (0.0, 0.0)
         for desk in self._desks:
             if desk.struck is not None:
-                # A person went on in spite of it: what spoke against the candidate has been answered.
+                # A person went on in spite of it: what spoke against the candidate has been answered. The watch begins anew in this phase, as
+                # an engine that had never entered one, and with a budget of its own: whoever goes on once more is asked once more.
                 fresh = Engine(desk.engine.config)
-                fresh.reference, fresh.furthest = desk.engine.reference, desk.engine.furthest
+                fresh.reference = desk.engine.reference
                 desk.engine, desk.struck = fresh, None
             desk.engine.enter(phase)
 

@@ -1,10 +1,10 @@
 """
 Raw counters in, increments out: the bookkeeping between what a metric source shows and what is counted as having happened.
 
-It stands between an adapter, which reads counters at beats, and `Traffic`. Each question has a `State`: the last value of every counter
-that was consumed. An increment is the value now less that one, so a late sample, a missed scrape or a gap of any length is counted in
-the next beat that shows it. Its one rule: what happened is counted once. What cannot be counted is named, and nothing of it is consumed:
-the next reading finds all of it again.
+It stands between an adapter, which reads counters at beats, and `Traffic`. Each question has a `State`: the last value of every
+counter that was consumed. An increment is the value now less that one, so a late sample, a missed scrape or a gap of any length
+is counted in the next beat that shows it. Its one rule: what happened is counted once. What cannot be counted is named, and
+nothing of it is consumed: the next reading finds all of it again.
 """
 
 import json
@@ -24,11 +24,12 @@ DIP = 1e-6
 """Increments of buckets may fall with rising edge by rounding; relative to the total."""
 
 LEAD = 1.0
-"""Two counters of the same requests, read at one time, may lie apart by the request that is being counted: one for each series."""
+"""Two counters of the same requests, read at one time, may lie apart by the request that is being counted: one for each
+series."""
 
 LEAD_SHARE = 0.1
-"""The same for busy exporters, which write one counter a few milliseconds after the other; relative to the total of a beat. What is ahead is
-carried, so that more than this is noticed in whatever beats it comes."""
+"""The same for busy exporters, which write one counter a few milliseconds after the other; relative to the total of a beat. What
+is ahead is carried, so that more than this is noticed in whatever beats it comes."""
 
 BASELINE, CANDIDATE = "baseline", "candidate"
 ARMS = (CANDIDATE, BASELINE)
@@ -140,7 +141,8 @@ class _Unfit(_Problem):
 
 @dataclass(slots=True)
 class _Group:
-    """The series of one counter: all buckets of one histogram, or one series alone. `table` has values by time and bucket edge."""
+    """The series of one counter: all buckets of one histogram, or one series alone. `table` has values by time and bucket
+    edge."""
 
     part: str
     arm: str
@@ -189,11 +191,11 @@ class Book:
         parts: Which it is counted from, one of `PARTS`.
         state: What is remembered; left as it is.
         series: Those that were read at the beats; where there are no beats, at the base.
-        behind: Groups (as in `fell`) that did not restart, whatever it looks like: their values come from a replica of the source that is a
-            few samples behind. They count nothing until they have caught up.
+        behind: Groups (as in `fell`) that did not restart, whatever it looks like: their values come from a replica of the source
+            that is a few samples behind. They count nothing until they have caught up.
 
-    After `base` and the beats, `state` is what is to be remembered: all that was consumed, and nothing of what was not. `problem` says what
-    kept the last beat from being counted ("" for nothing), `fell` which groups looked as if they had restarted.
+    After `base` and the beats, `state` is what is to be remembered: all that was consumed, and nothing of what was not. `problem`
+    says what kept the last beat from being counted ("" for nothing), `fell` which groups looked as if they had restarted.
     """
 
     def __init__(

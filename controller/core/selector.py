@@ -1,9 +1,9 @@
 """
 Selectors of counters: what a profile's file or a person may write where something is counted.
 
-It stands between text and PromQL: whatever it reads is taken apart and written anew (`controller.adapters.prometheus.promql`), so that nothing of it
-can reach past the place where it is put. Its one rule: a counter is named and not computed. Rates, sums and joins are made of the raw values here; in PromQL they would hide
-restarts, and an ``or vector(0)`` would make "no data" a zero.
+It stands between text and PromQL: whatever it reads is taken apart and written anew (`controller.adapters.prometheus.promql`), so
+that nothing of it can reach past the place where it is put. Its one rule: a counter is named and not computed. Rates, sums and
+joins are made of the raw values here; in PromQL they would hide restarts, and an ``or vector(0)`` would make "no data" a zero.
 
     counted := term { "+" term }
     term    := selector | number "*" selector | selector ("*" | "/") number
@@ -40,7 +40,8 @@ class Term:
         matchers: As PromQL, without those of the arm; "" for none.
         labels: Names of the labels that the matchers set.
         factor: What each value is multiplied with; above 0.
-        after: Metrics that come first: where a process (job and instance) exports one of them, this one is left out, as it counts the same again.
+        after: Metrics that come first: where a process (job and instance) exports one of them, this one is left out, as it counts
+            the same again.
     """
 
     metric: str

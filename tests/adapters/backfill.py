@@ -1,8 +1,8 @@
 """
 A real Prometheus filled with samples of our own making: any time, any gap, any restart, and no waiting.
 
-`promtool` writes the blocks; the server only reads them. Stale markers cannot be written so: a series that ends is seen for five minutes
-more, as after a lost scrape.
+`promtool` writes the blocks; the server only reads them. Stale markers cannot be written so: a series that ends is seen for five
+minutes more, as after a lost scrape.
 """
 
 import shutil

@@ -1,8 +1,9 @@
 """
 Each metric profile against a real Prometheus that holds that exporter's series: names and labels as its own code writes them.
 
-Sources: litellm 1.110.2 (litellm/integrations/prometheus.py, litellm/types/integrations/prometheus.py), opentelemetry-instrumentation-openai-v2 2.4b0 and
-openlit 1.45.0 through opentelemetry-exporter-prometheus 0.66b2, envoyproxy/ai-gateway (internal/metrics and its Prometheus test).
+Sources: litellm 1.110.2 (litellm/integrations/prometheus.py, litellm/types/integrations/prometheus.py),
+opentelemetry-instrumentation-openai-v2 2.4b0 and openlit 1.45.0 through opentelemetry-exporter-prometheus 0.66b2,
+envoyproxy/ai-gateway (internal/metrics and its Prometheus test).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -157,7 +158,8 @@ def litellm(samples: Samples) -> None:
 
 
 def otel(samples: Samples, base: str, candidate: str, process: str, *, new: bool, unit: str = "_seconds") -> None:
-    """As opentelemetry-instrumentation-openai-v2 (deployed) or openlit (new) count, by way of a collector or the SDK's exporter."""
+    """As opentelemetry-instrumentation-openai-v2 (deployed) or openlit (new) count, by way of a collector or the SDK's
+    exporter."""
     for model, calls in ((base, 20.0), (candidate, 8.0)):
         common = {
             "job": "chat-app",

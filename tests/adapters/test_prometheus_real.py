@@ -1,8 +1,9 @@
 """
 The metric source against the real Prometheus, which scrapes an exporter of this test.
 
-One story is told once (zero series, traffic, a candidate that vanishes) and every test looks at it. What `measure` counts is compared with what
-`increase` may make of it: never less than what happened, and at most one scrape's extrapolation more. What `traffic` counts is exact.
+One story is told once (zero series, traffic, a candidate that vanishes) and every test looks at it. What `measure` counts is
+compared with what `increase` may make of it: never less than what happened, and at most one scrape's extrapolation more. What
+`traffic` counts is exact.
 """
 
 import time

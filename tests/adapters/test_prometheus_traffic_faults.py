@@ -1,7 +1,8 @@
 """
 What a broken, hostile or half-dead Prometheus can do to what is counted: delay it, and nothing else.
 
-A question whose answer cannot be trusted consumes nothing, and the others go on; what it missed comes in one piece as soon as it can be read.
+A question whose answer cannot be trusted consumes nothing, and the others go on; what it missed comes in one piece as soon as it
+can be read.
 """
 
 import json
@@ -285,7 +286,8 @@ def test_a_question_without_its_base_counts_from_it_once_it_is_there() -> None:
     assert len(third.evidence["cost"]) == 1
 
 
-# --- answers that cannot be ------------------------------------------------------------------------------------------------------
+# --- answers that cannot be
+# ------------------------------------------------------------------------------------------------------
 
 
 def changed(

@@ -1,8 +1,8 @@
 """
 Reading what Prometheus answered, without trusting it.
 
-It stands between the raw bytes and the measurements. Its one rule: an answer is taken whole or not at all. Whatever is partial, of an
-unexpected shape, for another time, NaN, infinite or negative raises Untrusted; nothing is guessed or left out.
+It stands between the raw bytes and the measurements. Its one rule: an answer is taken whole or not at all. Whatever is partial,
+of an unexpected shape, for another time, NaN, infinite or negative raises Untrusted; nothing is guessed or left out.
 """
 
 import json
@@ -130,8 +130,8 @@ def _series(element: object, at_s: float) -> Series:
 
 def _track(element: object, latest_ms: int) -> Track:
     match element:
-        case {"histograms": _}:
-            raise Untrusted(f"native histograms where counters were expected: {_shown(element.get('metric'))}")  # type: ignore[attr-defined]  # a dict, as it matched
+        case {"histograms": _, **rest}:
+            raise Untrusted(f"native histograms where counters were expected: {_shown(rest.get('metric'))}")
         case {"metric": dict() as labels, "values": list() as values}:
             pass
         case _:

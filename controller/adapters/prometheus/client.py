@@ -2,9 +2,9 @@
 Asking Prometheus: several questions side by side, each answered, failed or given up before one deadline.
 
 It stands between the source and prometheus-api-client, whose defaults it takes away: no retries, no sleeping on Retry-After, no
-redirects, no proxies or passwords of the environment, no address but the one that was configured, no answer without end. Its one rule:
-the deadline holds. When it passes, the sockets are shut under whoever still reads, so that a server that drips costs neither time nor
-a thread.
+redirects, no proxies or passwords of the environment, no address but the one that was configured, no answer without end. Its one
+rule: the deadline holds. When it passes, the sockets are shut under whoever still reads, so that a server that drips costs
+neither time nor a thread.
 """
 
 import json
@@ -36,7 +36,8 @@ ANSWER_MAX = 256 * 1024
 """Bytes of an answer that is accepted and kept whole as evidence. Two arms of a hundred buckets take 16 kB."""
 
 LARGE_MAX = 32 * 1024 * 1024
-"""Bytes of an answer about traffic: raw counters, each at several times. Ten routers with three routes are 12,000 series: 3 MB of labels."""
+"""Bytes of an answer about traffic: raw counters, each at several times. Ten routers with three routes are 12,000 series: 3 MB of
+labels."""
 
 READ_MAX = 4 * 1024 * 1024
 """Bytes that are read, for the digest, beyond those that are accepted."""
@@ -107,7 +108,8 @@ class _Raw:
 class PrometheusClient:
     """
     Args:
-        base_url: ``http(s)://[user:password@]host[:port][/prefix]``; a password goes into the Authorization header and nowhere else.
+        base_url: ``http(s)://[user:password@]host[:port][/prefix]``; a password goes into the Authorization header and nowhere
+            else.
         timeout_s: Deadline of all questions of one call together.
 
     Raises:
@@ -277,8 +279,8 @@ class _Session(requests.Session):
         with super().request(method, url, *args, **kwargs) as response:
             raw.status, raw.headers = response.status_code, response.headers
             self._read(response, raw, getattr(self._local, "answer_max", ANSWER_MAX))
-            # Read here, with a bound, what requests would read without one. A long answer is read as JSON once, by us: the library only gets to
-            # see that there is one.
+            # Read here, with a bound, what requests would read without one. A long answer is read as JSON once, by us: the
+            # library only gets to see that there is one.
             response._content = raw.body if response.status_code != 200 or len(raw.body) <= ANSWER_MAX else NOTHING
             response._content_consumed = True  # type: ignore[attr-defined]  # requests sets it the same way in Response.content
         return response

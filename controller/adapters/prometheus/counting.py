@@ -1,14 +1,14 @@
 """
 Reading traffic: raw counters at beats, booked as increments of both arms.
 
-It stands between `PrometheusSource.traffic` and the ledger: it decides which beats are read, asks, and books each question by itself. Its one rule:
-a question that cannot be counted consumes nothing and holds nobody up. The others go on, and what it missed comes in the first beat that can
-be counted again.
+It stands between `PrometheusSource.traffic` and the ledger: it decides which beats are read, asks, and books each question by
+itself. Its one rule: a question that cannot be counted consumes nothing and holds nobody up. The others go on, and what it missed
+comes in the first beat that can be counted again.
 
-For each question there is one query at an ordinary look, whatever the number of gates that ask it; one more where a phase begins (the
-values that counting begins with), six or so at the very first look (the baseline's past), and one or two where something looks odd. A query
-names its counters and tags them, so the questions of several rollouts that have a step in common could be one query, with the rollout in
-the tag; what is read here for one question does not depend on what else was asked.
+For each question there is one query at an ordinary look, whatever the number of gates that ask it; one more where a phase begins
+(the values that counting begins with), six or so at the very first look (the baseline's past), and one or two where something
+looks odd. A query names its counters and tags them, so the questions of several rollouts that have a step in common could be one
+query, with the rollout in the tag; what is read here for one question does not depend on what else was asked.
 """
 
 import time

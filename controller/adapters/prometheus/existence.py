@@ -1,8 +1,9 @@
 """
 Whether there is anything to count: metrics that nobody exports, or without the labels that tell the arms apart.
 
-It stands beside `counting`, which asks when a counter has no series, and behind `PrometheusSource.missing`, which asks for a whole plan before it is
-started. Its one rule: no series of an arm yet is nothing odd; no series that could ever be an arm's is an error, and says what was asked.
+It stands beside `counting`, which asks when a counter has no series, and behind `PrometheusSource.missing`, which asks for a
+whole plan before it is started. Its one rule: no series of an arm yet is nothing odd; no series that could ever be an arm's is an
+error, and says what was asked.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
 """
 One question on its way through a reading: what it asks, what came, what was booked, and what went wrong.
 
-It stands between `counting`, which asks, and the ledger's `Book`. Its one rule: a problem ends it, and nothing of it is remembered as counted.
+It stands between `counting`, which asks, and the ledger's `Book`. Its one rule: a problem ends it, and nothing of it is
+remembered as counted.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,8 @@ class Inquiry:
         problem: What ended it; "" while nothing did.
         unanswered: It ended because an answer failed.
         evidence: What was asked, and the answers.
-        base_ms, base: When its counting begins in this reading, and what its counters showed then; None where it goes on from the last one.
+        base_ms, base: When its counting begins in this reading, and what its counters showed then; None where it goes on from the
+            last one.
         beats: What its counters showed at the beats.
         book, rows: The booking, and one row for each beat; None for a beat that was not counted.
         based: The base was fixed.

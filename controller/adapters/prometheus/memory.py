@@ -1,8 +1,8 @@
 """
 What a reading of traffic leaves for the next one: the ledger of all questions, as JSON.
 
-It stands between two looks, kept by the rollout's case. Its one rule: whatever is not exactly what was written is refused; counting on from something
-else would count twice, or not at all.
+It stands between two looks, kept by the rollout's case. Its one rule: whatever is not exactly what was written is refused;
+counting on from something else would count twice, or not at all.
 """
 
 from collections.abc import Mapping

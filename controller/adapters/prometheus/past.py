@@ -1,9 +1,9 @@
 """
 The baseline's past: what it did before the rollout, read once.
 
-It stands between the very first reading of traffic and Prometheus, which adds up over series here: hours of raw values would be too many. Its one
-rule: it is only what is expected of the baseline, and counts for nothing; so it may be shorter, and `increase` may extrapolate, but a
-failure to read it is one.
+It stands between the very first reading of traffic and Prometheus, which adds up over series here: hours of raw values would be
+too many. Its one rule: it is only what is expected of the baseline, and counts for nothing; so it may be shorter, and `increase`
+may extrapolate, but a failure to read it is one.
 """
 
 import math

@@ -1,9 +1,9 @@
 """
 What an exporter calls its counters, and how the arms are told apart: a metric profile, loaded from `profiles/<name>.toml`.
 
-It stands between a question and PromQL: names go in, selectors of one arm come out. Its one rule: no text of a user reaches PromQL unchecked.
-Names must look like names, values are escaped, a filter is an exact match and never a regular expression, and selectors that a person wrote are
-taken apart and put together anew (`selector`).
+It stands between a question and PromQL: names go in, selectors of one arm come out. Its one rule: no text of a user reaches
+PromQL unchecked. Names must look like names, values are escaped, a filter is an exact match and never a regular expression, and
+selectors that a person wrote are taken apart and put together anew (`selector`).
 """
 
 import re
@@ -65,7 +65,8 @@ class Indicator:
     Args:
         parts: Selectors by part: ``bad``, ``good``, ``total``, ``amount``, ``count`` or ``buckets``. An event has ``total``.
         unit_s: Seconds in one unit of ``le``.
-        late: Parts that the exporter shows no series of before the first event that they count, so that none at all means none happened.
+        late: Parts that the exporter shows no series of before the first event that they count, so that none at all means none
+            happened.
     """
 
     parts: Mapping[str, tuple[Term, ...]]
@@ -120,7 +121,8 @@ class Profile:
     """
     Args:
         name: As in ``metrics.profile``.
-        arm: Matchers of an arm as a template of ``$environment``, ``$flag``, ``$arm`` and ``$model``; "" if only `Scope.arms` can tell.
+        arm: Matchers of an arm as a template of ``$environment``, ``$flag``, ``$arm`` and ``$model``; "" if only `Scope.arms` can
+            tell.
         past: Further matchers for the baseline's past; a template of ``$model``.
         indicators: By name.
         missing: Why there is none of an indicator, and what to write instead, by name.

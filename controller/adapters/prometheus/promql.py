@@ -1,8 +1,8 @@
 """
 Counters as questions: what is asked in PromQL, and which series of an answer is which.
 
-It stands between the profile, which knows selectors, and the source, which asks. Its one rule: one question is one query. All counters of
-both arms are read at once, each tagged with what it is, so that they are of one moment.
+It stands between the profile, which knows selectors, and the source, which asks. Its one rule: one question is one query. All
+counters of both arms are read at once, each tagged with what it is, so that they are of one moment.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,8 +43,9 @@ def happened(counted: Sequence[Counted], window_ms: int) -> str:
     """
     How often each of `counted` happened within a window, over all its series: two numbers, to be added up.
 
-    `increase` sees nothing of a counter's first value. A series that was not there before has begun at 0, and its least value is what it was born with:
-    with exporters that show a series only when it has something to count, that may be most of what there is.
+    `increase` sees nothing of a counter's first value. A series that was not there before has begun at 0, and its least value is
+    what it was born with: with exporters that show a series only when it has something to count, that may be most of what there
+    is.
     """
     window = duration(window_ms)
     grown = _union((c, f"sum({c.promql('increase', window)})") for c in counted)
@@ -69,8 +70,8 @@ def existing(counted: Counted) -> dict[str, str]:
     Queries for how many series there are that could be of an arm, of whatever arm.
 
     Returns:
-        Of the counter's own selector (``own``) and of its metric (``metric``), all of them and those that carry the labels which tell arms apart
-        (``own labelled``, ``metric labelled``).
+        Of the counter's own selector (``own``) and of its metric (``metric``), all of them and those that carry the labels which
+        tell arms apart (``own labelled``, ``metric labelled``).
     """
     term = counted.term
     labels = ",".join(f'{label}!=""' for label in sorted(counted.arm_labels))

@@ -1,9 +1,10 @@
 """
 The metric source on Prometheus: gates and questions become PromQL, answers become measurements and traffic.
 
-It stands between a look, which asks, and the client, which asks Prometheus. `measure` is for the gates that are no statistics (events, alerts,
-silence); everything that is counted for both arms comes from `traffic`, which lies in `counting`. Its one rule: all of a call is measured at
-one time, and each distinct question is asked once, so that gates never contradict each other because of when they looked.
+It stands between a look, which asks, and the client, which asks Prometheus. `measure` is for the gates that are no statistics
+(events, alerts, silence); everything that is counted for both arms comes from `traffic`, which lies in `counting`. Its one rule:
+all of a call is measured at one time, and each distinct question is asked once, so that gates never contradict each other because
+of when they looked.
 """
 
 import math
@@ -69,7 +70,8 @@ class PrometheusSource:
     Implements `controller.ports.MetricSource`; safe to share between threads.
 
     Args:
-        base_url: ``http://host:9090``, with a path where Prometheus has one; ``user:password@`` is taken out and sent as basic auth.
+        base_url: ``http://host:9090``, with a path where Prometheus has one; ``user:password@`` is taken out and sent as basic
+            auth.
         profile: Instead of the one that a scope names.
         timeout_s: Deadline of `measure`; `traffic` takes at most twice, and at the very first look five times as long.
         scrape_interval: How often Prometheus scrapes the routers.
@@ -144,8 +146,8 @@ class PrometheusSource:
         """
         What a plan's gates need and Prometheus does not have: for `doctor`, before the plan is started.
 
-        Metrics that nobody exports, or that lack the labels which tell the arms apart; indicators that the profile does not have; a baseline
-        without series. Nothing is said of the candidate, which need not have any yet.
+        Metrics that nobody exports, or that lack the labels which tell the arms apart; indicators that the profile does not have;
+        a baseline without series. Nothing is said of the candidate, which need not have any yet.
 
         Args:
             plan: The rollout's plan.

@@ -1,8 +1,8 @@
 """
 Which moments a reading asks about.
 
-It stands between a look's scope and the queries. Its one rule: beats are whole multiples of their distance since the epoch, so that everybody reads the
-same ones, and Prometheus, which counts the steps of a subquery in the same way, gives just these.
+It stands between a look's scope and the queries. Its one rule: beats are whole multiples of their distance since the epoch, so
+that everybody reads the same ones, and Prometheus, which counts the steps of a subquery in the same way, gives just these.
 """
 
 import math

@@ -23,15 +23,22 @@ ROWS, STEPS, ALPHA = 3000, 320, 0.1
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
-def row_of(cap: float, block: int, every: int) -> Wealth:
-    """One row per replicate."""
-    whole = np.ones(ROWS, dtype=np.int64)
-    return Wealth(cap=np.full(ROWS, cap), block=block * whole, every=every * whole, at_once=np.full(ROWS, 0.6), columns=4)
+class Rows:
+    """One e-process per replicate, side by side."""
+
+    def __init__(self, cap: float, block: int, every: int, at_once: float = 0.6) -> None:
+        self.wealth = Wealth(cap=[cap], block=[block], every=[every], at_once=[at_once], shape=(ROWS, 4))
+
+    def begin(self, weight: float) -> None:
+        self.wealth.begin(weight)
+
+    def add(self, log_lr: np.ndarray) -> np.ndarray:
+        return self.wealth.add(log_lr[None])[0]
 
 
 def crossings(draw: Draw, *, cap: float = 1.5, block: int = 4, every: int = 5, phases: int = 4) -> float:
     """Share of rows whose evidence ever reaches 1/ALPHA."""
-    wealth = row_of(cap, block, every)
+    wealth = Rows(cap, block, every)
     rng = np.random.default_rng(7)
     crossed = np.zeros(ROWS, dtype=bool)
     for step in range(STEPS):
@@ -76,7 +83,7 @@ def test_two_equal_proportions_that_drift_together() -> None:
 
 def test_the_smaller_of_two_e_values_when_only_one_null_holds() -> None:
     """Above the limit, but no worse than the baseline: an incident. The pair must not cross although one of them does."""
-    pair = [row_of(1.5, 4, 5) for _ in range(2)]
+    pair = [Rows(1.5, 4, 5) for _ in range(2)]
     rng = np.random.default_rng(3)
     crossed = np.zeros((2, ROWS), dtype=bool)
     for wealth in pair:
@@ -93,7 +100,7 @@ def test_the_smaller_of_two_e_values_when_only_one_null_holds() -> None:
 
 @pytest.mark.parametrize("cv2", [1.2, 6.0])
 def test_a_mean_at_its_margin_with_heavy_tails(cv2: float) -> None:
-    n, kappa = means.block_requests(cv2), 1.1
+    n, kappa = float(means.block_requests(scalar(cv2))), 1.1
     variance = means.margin_variance(scalar(cv2), scalar(kappa), scalar(n), scalar(3 * n))
 
     def draw(rng: np.random.Generator, _: int) -> np.ndarray:

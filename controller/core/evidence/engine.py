@@ -13,17 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from controller.core.evidence.confidence import mean_halfwidth, proportion_interval, quantile_band
-from controller.core.evidence.config import EngineConfig, Gate, MeanMargin, Need, QuantileLimit, QuantileMargin, RateLimit
+from controller.core.evidence.config import EngineConfig, Gate, MeanMargin, Need, QuantileLimit, QuantileMargin
 from controller.core.evidence.increments import Counters, Problem, Step, Vector, increments_of
+from controller.core.evidence.observed import Observed, observe
 from controller.core.evidence.overdispersion import PrivateNoise, prior_variance
 from controller.core.evidence.proof import Proof
-from controller.core.evidence.quantiles import Shape
 from controller.core.evidence.rates import Array
 from controller.core.evidence.reference import Reference
 from controller.core.evidence.streams import Streams, compile_streams
 from controller.core.evidence.verdict import Finding, Ruling, Verdict
-from controller.core.evidence.watch import Breach, Watch
+from controller.core.evidence.watch import Breach, Closed, Watch
 
 SHADOW_WEIGHT = 0.1
 """Part of the starts that a first, mirrored phase gets: nobody is exposed while its evidence grows a little more slowly."""
@@ -37,8 +36,8 @@ DISSENT = -0.7
 LEANING = -0.5
 """A leaning gate opens unless this phase's data have cost its stake more than this: about two failures where less than one was expected."""
 
-MINUTES_MAX = 5.0
-"""Longer gaps than this between scrapes count as so many minutes."""
+BLOCKS_MAX = 5.0
+"""Longer gaps than this between scrapes count as so many blocks."""
 
 
 class Engine:
@@ -60,6 +59,9 @@ class Engine:
         self.pending: Array = np.zeros((2, columns))
         self.pending_scrapes = 0.0
         self.tally: Array = np.zeros((2, columns))
+        self.share: Array = np.zeros(0)
+        """The baseline's recent exceedance shares (absolute, then relative quantiles), as of the last block's end."""
+        self._both: Array = np.zeros((2, columns + 1))
         averages = [g for g in config.gates if isinstance(g, MeanMargin)]
         self._mean_count = np.array([config.column(g.count) for g in averages], dtype=np.intp)
         self._mean_amount = np.array([config.column(g.amount) for g in averages], dtype=np.intp)
@@ -104,6 +106,8 @@ class Engine:
         if table.shape[1] != len(self.config.columns) or not (np.isfinite(table).all() and table.min() >= 0):
             raise ValueError(f"history needs {len(self.config.columns)} finite, non-negative columns in every increment")
         self.reference.learn(table, scrapes_each)
+        if self.phase >= 0:
+            self._compile()
 
     def enter(self, phase: int) -> None:
         """A phase of the plan begins; the next scrape is its first."""
@@ -171,7 +175,8 @@ class Engine:
         """Whether every gate has earned its pass, and the sentence why not."""
         if hindrance := self.hindrance:
             return False, hindrance
-        short = [f.gate for f in self.findings() if not f.met]
+        # early phases prove a wider margin; what is beyond the plan's own all the same does not go on
+        short = [s.gate.name for s in self._standings() if not s.met or self._observed(s.gate, look_closely=False).beyond]
         return (not short), ("proved" if not short else "not enough evidence: " + ", ".join(short))
 
     def _standings(self) -> list["_Standing"]:
@@ -227,35 +232,49 @@ class Engine:
 
     def _judge(self, step: Step) -> None:
         assert self.streams is not None
-        nr = self.watch.nr
-        both = np.zeros((2, len(self.config.columns) + 1))
+        both = self._both
         both[0, :-1], both[1, :-1] = step.cand, step.base
-        counts = (*self.streams.candidate(both[0]), *self.streams.baseline(both[1]))
-        recent = np.append(self.reference.recent, 0.0)
-        events, trials = self.streams.baseline(recent)
-        share = np.clip((events[nr:] + 0.25) / (trials[nr:] + 0.5), 1e-5, 0.98)
-        self.breach = self.watch.step(counts, share, self._amounts(both), step.scrapes, self.reference, self.noise)
         self.tally += both[:, :-1]
         self.pending += both[:, :-1]
         self.pending_scrapes += step.scrapes
-        if self.pending_scrapes >= self._minute - 1e-6:
-            self._close_minute(share)
+        closed = self._closed() if self.pending_scrapes >= self._minute - 1e-6 else None
+        counts = self.streams.count(both)
+        self.breach = self.watch.step(counts, max(self._minute / step.scrapes, 1.0), closed, self.reference)
         self.reference.advance(step.base, step.scrapes)
+        if closed is not None:
+            self._turn(closed)
 
-    def _close_minute(self, share: Array) -> None:
+    def _closed(self) -> Closed:
+        """The block that this scrape completes."""
         assert self.streams is not None
-        minute = np.append(self.pending, np.zeros((2, 1)), axis=1)
-        counts = (*self.streams.candidate(minute[0]), *self.streams.baseline(minute[1]))
-        minutes = min(self.pending_scrapes / self._minute, MINUTES_MAX)
-        self.proof.add(counts, share, self._amounts(minute), self.streams, self.reference, self.noise, minutes)
-        own = slice(self.watch.nr, self.watch.nr + self.watch.nq)
-        relative = self.streams.at(1.0)
-        xc, nc, xb, nb = counts
-        pick = np.concatenate([np.arange(own.start, own.stop), np.arange(relative.start, relative.stop)])
-        self.noise.add(xc[pick], nc[pick], xb[self.watch.nr :], nb[self.watch.nr :])
+        block = np.append(self.pending, np.zeros((2, 1)), axis=1)
+        per_block = max(self._minute / self.pending_scrapes, 1 / BLOCKS_MAX)
+        return Closed(counts=self.streams.count(block), amounts=self._amounts(block), per_block=per_block)
+
+    def _turn(self, closed: Closed) -> None:
+        """Learn from a block that has been judged, and fix the bets for the next."""
+        assert self.streams is not None
+        self.proof.add(closed, self.share, self.streams, self.reference, self.noise)
+        nr, relative = self.watch.nr, self.streams.at(1.0)
+        pick = np.concatenate([np.arange(nr, nr + self.watch.nq), np.arange(relative.start, relative.stop)])
+        xc, nc, xb, nb = closed.counts
+        self.noise.add(xc[pick], nc[pick], xb[nr:], nb[nr:])
         self.reference.add_means(self.pending[1][None, :])
         self.pending[:] = 0
         self.pending_scrapes = 0.0
+        self._look()
+
+    def _look(self) -> None:
+        """Take the baseline's latest shares for the bets of the next block."""
+        assert self.streams is not None
+        nr = self.watch.nr
+        events, trials = self.streams.baseline(np.append(self.reference.recent, 0.0))
+        self.share = np.clip((events[nr:] + 0.25) / (trials[nr:] + 0.5), 1e-5, 0.98)
+        self.bet()
+
+    def bet(self) -> None:
+        """Fix the bets of the block from what is known."""
+        self.watch.bet(self.share, self.reference, self.noise)
 
     def _amounts(self, both: Array) -> Array:
         count, amount = self._mean_count, self._mean_amount
@@ -276,6 +295,7 @@ class Engine:
         for i, g in enumerate(graded):
             noise[i] = self.reference.noise[names.index(g.histogram)]
         self.noise.enter(prior_variance(noise, streams.density))
+        self._look()
 
     def _starts(self, phase: int) -> float:
         phases = self.config.phases
@@ -298,28 +318,26 @@ class Engine:
         watched = self.watch.log_e + self.watch.log_weight + math.log(len(self._ordered))
         found = []
         for i, standing in enumerate(self._standings()):
-            observed, baseline, limit, interval, n, m = self._observed(standing.gate)
-            # Early phases prove a wider margin; what is beyond the plan's own all the same does not go on.
-            beyond = interval is not None and interval[0] > limit
+            seen = self._observed(standing.gate)
             missing: float | None = None
             if standing.have >= standing.needed:
                 missing = 0.0
-            elif standing.have > 0.05 and n > 0:
-                missing = n * (standing.needed - standing.have) / standing.have
+            elif standing.have > 0.05 and seen.requests > 0:
+                missing = seen.requests * (standing.needed - standing.have) / standing.have
             found.append(
                 Finding(
                     gate=standing.gate.name,
                     need=standing.need,
-                    met=standing.met and not beyond,
-                    beyond=beyond,
+                    met=standing.met and not seen.beyond,
+                    beyond=seen.beyond,
                     multiple=rule.multiple,
-                    acceptable=standing.wider and not beyond,
-                    observed=observed,
-                    baseline=baseline,
-                    limit=limit,
-                    interval=interval,
-                    requests=n,
-                    requests_baseline=m,
+                    acceptable=standing.wider and not seen.beyond,
+                    observed=seen.value,
+                    baseline=seen.baseline,
+                    limit=seen.limit,
+                    interval=seen.interval,
+                    requests=seen.requests,
+                    requests_baseline=seen.requests_baseline,
                     log_e_breach=float((watched[:, i] - self.watch.threshold).max()),
                     log_e_proof=standing.have,
                     log_e_needed=standing.needed,
@@ -328,36 +346,8 @@ class Engine:
             )
         return tuple(found)
 
-    def _observed(self, gate: Gate) -> tuple[float, float, float, tuple[float, float] | None, float, float]:
-        cand, base = self.tally
-        if isinstance(gate, RateLimit):
-            bad, total = self.config.column(gate.bad), self.config.column(gate.total)
-            x, n = float(min(cand[bad], cand[total])), float(cand[total])
-            interval = proportion_interval(x, n, self.config.interval_alpha, gate.limit) if n > 0 else None
-            return _over(x, n), _over(float(base[bad]), float(base[total])), gate.limit, interval, n, float(base[total])
-        if isinstance(gate, MeanMargin):
-            amount, count = self.config.column(gate.amount), self.config.column(gate.count)
-            n, m = float(cand[count]), float(base[count])
-            own, other = _over(float(cand[amount]), n), _over(float(base[amount]), m)
-            return _over(own, other), other, 1 + gate.margin, self._mean_interval(gate, own, other, n, m), n, m
-        h = self.config.histogram(gate.histogram)
-        n, m = float(cand[h.total]), float(base[h.total])
-        alpha = self.config.interval_alpha / 2 if isinstance(gate, QuantileMargin) else self.config.interval_alpha
-        low, a, high = _quantiles(h.edges, cand[h.first : h.total + 1], gate.q, alpha)
-        base_low, b, base_high = _quantiles(h.edges, base[h.first : h.total + 1], gate.q, alpha)
-        seen = n > 0 and m > 0
-        if isinstance(gate, QuantileLimit):
-            return a, b, gate.limit, (low, high) if n > 0 else None, n, m
-        return _over(a, b), b, 1 + gate.margin, (low / base_high, high / base_low) if seen else None, n, m
-
-    def _mean_interval(self, gate: MeanMargin, own: float, other: float, n: float, m: float) -> tuple[float, float] | None:
-        i = [g.name for g in self._ordered if isinstance(g, MeanMargin)].index(gate.name)
-        s2 = float(self.reference.mean_and_variance()[1][i])
-        if not (s2 > 0 and n > 0 and m > 0 and other > 0):
-            return None
-        ratio = own / other
-        half = mean_halfwidth(s2 * ratio * ratio * (1 / n + 1 / m), self.config.interval_alpha) / other
-        return max(ratio - half, 0.0), ratio + half
+    def _observed(self, gate: Gate, *, look_closely: bool = True) -> Observed:
+        return observe(gate, self.config, self.tally, self.reference, look_closely=look_closely)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,16 +361,3 @@ class _Standing:
     needed: float
     wider: bool
 
-
-def _over(a: float, b: float) -> float:
-    return a / b if b > 0 else math.nan
-
-
-def _quantiles(edges: tuple[float, ...], cumulative: Array, q: float, alpha: float) -> tuple[float, float, float]:
-    """Anytime-valid lower bound, estimate and upper bound of a quantile, kept within the finite edges."""
-    total = float(cumulative[-1])
-    if total <= 0:
-        return math.nan, math.nan, math.nan
-    shape = Shape(edges, cumulative)
-    low, high = quantile_band(q, total, alpha)
-    return shape.quantile(max(low, 1e-9)), shape.quantile(q), shape.quantile(min(high, 1 - 1e-9))

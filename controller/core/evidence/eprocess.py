@@ -11,8 +11,10 @@ Source:
     is theirs with weights that sum to 1, so that the false-alarm probability and not the run length is bounded).
 """
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
-from numpy.typing import NDArray
 
 from controller.core.evidence.rates import Array
 
@@ -33,72 +35,84 @@ TINY = 1e-300
 
 def log_mean_exp(a: Array, axis: int) -> Array:
     """log of the mean of exp(a) along an axis."""
-    peak = np.maximum(a.max(axis=axis), LOWEST)
-    total = np.exp(a - np.expand_dims(peak, axis)).sum(axis=axis) / a.shape[axis]
-    result: Array = np.log(np.maximum(total, TINY)) + peak
+    peak = np.maximum.reduce(a, axis=axis, keepdims=True)
+    peak = np.maximum(peak, LOWEST)
+    total = np.add.reduce(np.exp(a - peak), axis=axis)
+    result: Array = np.log(np.maximum(total, TINY)) + (peak.squeeze(axis) - math.log(a.shape[axis]))
+    return result
+
+
+def grained(a: Array) -> Array:
+    """Rounded to the grain of evidence."""
+    result: Array = np.rint(a * GRAIN) / GRAIN
     return result
 
 
 class Wealth:
-    """Rows of e-processes that advance together, one scrape at a time."""
+    """
+    E-processes that advance together, one scrape at a time. Axes: pace (what shares cap and block), row, effect size.
+    """
 
-    def __init__(self, *, cap: Array, block: NDArray[np.int64], every: NDArray[np.int64], at_once: Array, columns: int) -> None:
+    def __init__(self, *, cap: Sequence[float], block: Sequence[int], every: Sequence[int], at_once: Sequence[float], shape: tuple[int, int]) -> None:
         """
         Args:
-            cap: Nats that a block may add, per row.
-            block: Scrapes per block, per row.
-            every: Blocks between fresh starts, per row.
-            at_once: Part of a phase's weight that starts with the phase itself, per row; the rest is for later starts.
-            columns: Effect sizes per row.
+            cap: Nats that a block may add, per pace.
+            block: Scrapes per block, per pace.
+            every: Blocks between fresh starts, per pace.
+            at_once: Part of a phase's weight that starts with the phase itself, per pace; the rest is for later starts.
+            shape: Rows, and effect sizes per row.
         """
-        self.cap = cap[:, None]
-        self.block = block
-        self.every = every
-        self.at_once = at_once
-        rows = len(cap)
-        self.base = np.full((rows, columns), -np.inf)
-        self.run = np.zeros((rows, columns))
-        self.age = np.zeros(rows, dtype=np.int64)
-        self.blocks = np.zeros(rows, dtype=np.int64)
+        self.cap: Array = np.array(cap, dtype=np.float64)[:, None, None]
+        self.block = tuple(block)
+        self.every = tuple(every)
+        self.at_once = tuple(at_once)
+        self.base: Array = np.full((len(cap), *shape), -np.inf)
+        self.run: Array = np.zeros((len(cap), *shape))
+        self.age = [0] * len(cap)
+        self.blocks = [0] * len(cap)
         self.phase_weight = 0.0
 
     def now(self) -> Array:
-        """Log-wealth per row and column."""
+        """Log-wealth of everything."""
         return self.base + np.minimum(self.run, self.cap)
 
     def begin(self, weight: float) -> None:
         """A phase begins: spend `weight` of the unit weight on starts in it. The weights of all phases sum to at most 1."""
         self.base = self.now()
         if weight > 0:
-            self.base = np.logaddexp(self.base, np.log(self.at_once * weight)[:, None])
+            self.base = np.logaddexp(self.base, np.log(np.array(self.at_once) * weight)[:, None, None])
         self.run = np.zeros_like(self.run)
-        self.age[:] = 0
-        self.blocks[:] = 0
+        self.age = [0] * len(self.age)
+        self.blocks = [0] * len(self.blocks)
         self.phase_weight = weight
 
-    def add(self, log_lr: Array) -> Array:
+    def add(self, log_lr: Array, rest: Array | None = None) -> Array:
         """
         One scrape's evidence.
 
         Args:
-            log_lr: Shape (rows, columns), 0 where there is none.
+            log_lr: Of the first rows.
+            rest: Of the rows after them; None if they have none in this scrape.
 
         Returns:
-            Log of the e-value per row.
+            Log of the e-value per pace and row.
         """
-        self.run += np.rint(log_lr * GRAIN) / GRAIN
+        rows = log_lr.shape[1]
+        self.run[:, :rows] += grained(log_lr)
+        if rest is not None:
+            self.run[:, rows:] += grained(rest)
         now = self.now()
-        log_e = log_mean_exp(now, axis=1)
-        self.age += 1
-        closing = self.age >= self.block
-        if closing.any():
-            self.blocks[closing] += 1
-            starting = closing & (self.blocks % self.every == 0)
-            if self.phase_weight > 0 and starting.any():
-                scale = np.log((1 - self.at_once[starting]) * self.phase_weight / ZETA)
-                fresh = scale - START_DECAY * np.log(self.blocks[starting] / self.every[starting])
-                now[starting] = np.logaddexp(now[starting], fresh[:, None])
-            self.base[closing] = np.rint(now[closing] * GRAIN) / GRAIN
-            self.run[closing] = 0.0
-            self.age[closing] = 0
+        log_e = log_mean_exp(now, axis=2)
+        for i, block in enumerate(self.block):
+            self.age[i] += 1
+            if self.age[i] < block:
+                continue
+            self.blocks[i] += 1
+            closed = now[i]
+            if self.blocks[i] % self.every[i] == 0 and self.phase_weight > 0 and self.at_once[i] < 1:
+                share = (1 - self.at_once[i]) * self.phase_weight / ZETA
+                closed = np.logaddexp(closed, math.log(share) - START_DECAY * math.log(self.blocks[i] / self.every[i]))
+            self.base[i] = grained(closed)
+            self.run[i] = 0.0
+            self.age[i] = 0
         return log_e

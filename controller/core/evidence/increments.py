@@ -6,6 +6,7 @@ extrapolation); with one counter all of its arm are read so, because they live i
 Its one rule: what is not a finite, non-negative number in buckets that do not fall is a `Problem` and never a number.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,7 @@ class Counters:
         self._config = config
         self.t: float | None = None
         self.last: Vector = np.zeros((2, len(config.columns)))
+        self._buckets = np.array([c for h in config.histograms for c in range(h.first, h.total)], dtype=np.intp)
 
     def step(self, t: float, cand: Sequence[float] | Vector, base: Sequence[float] | Vector) -> Step | Problem | None:
         """
@@ -60,21 +62,30 @@ class Counters:
             return Problem("a scrape is not a vector of numbers with the same length in both arms")
         if now.shape != self.last.shape:
             return Problem(f"a scrape has {now.shape[-1]} values, the configuration {self.last.shape[1]} columns")
-        if not (np.isfinite(now).all() and now.min() >= 0):
-            return Problem(self._name(now, ~np.isfinite(now) | (now < 0)))
+        inc = now - self.last
+        # NaN fails every comparison; `last` is finite, so what grew by a finite amount is a finite count
+        if not (inc.min() >= 0 and inc.max() < math.inf):
+            if not (np.isfinite(now).all() and now.min() >= 0):
+                return Problem(self._name(now, ~np.isfinite(now) | (now < 0)))
+            fell = np.any(inc < -SLACK * (1 + self.last), axis=1, keepdims=True)
+            inc = np.maximum(np.where(fell, now, inc), 0.0)
         if self.t is not None and t <= self.t:
             return None
-        raw = now - self.last
-        fell = np.any(raw < -SLACK * (1 + self.last), axis=1, keepdims=True)
-        inc = np.maximum(np.where(fell, now, raw), 0.0)
-        for h in self._config.histograms:
-            buckets = inc[:, h.first : h.total + 1]
-            if (buckets[:, 1:] - buckets[:, :-1] < -1e-6 * (1 + buckets[:, -1:])).any():
-                return Problem(f"buckets of {h.name!r} fall with rising edge: their increments do not belong together")
+        rise = np.diff(inc, axis=1)[:, self._buckets]
+        if self._buckets.size and rise.min() < 0 and (wrong := self._falling(inc)):
+            return Problem(f"buckets of {wrong!r} fall with rising edge: their increments do not belong together")
         previous, self.t, self.last = self.t, t, now
         if previous is None:
             return None
         return Step(cand=inc[0], base=inc[1], scrapes=(t - previous) / self._config.scrape_s)
+
+    def _falling(self, inc: Vector) -> str:
+        """Name of a histogram whose increments fall by more than rounding; "" for none."""
+        for h in self._config.histograms:
+            buckets = inc[:, h.first : h.total + 1]
+            if (buckets[:, 1:] - buckets[:, :-1] < -1e-6 * (1 + buckets[:, -1:])).any():
+                return h.name
+        return ""
 
     def _name(self, now: Vector, wrong: NDArray[np.bool_]) -> str:
         arm, column = (int(i) for i in np.argwhere(wrong)[0])

@@ -5,6 +5,9 @@ Only sums and counts are known. A block's mean of many requests is nearly normal
 of variation, and the variance comes from the baseline's history. So this is the one gate whose bound is asymptotic and not exact.
 """
 
+import numpy as np
+from numpy.typing import NDArray
+
 from controller.core.evidence.rates import Array
 
 BLOCK_MIN = 30.0
@@ -17,9 +20,22 @@ EFFECTS = (0.05, 0.12, 0.30, 0.80)
 """Differences beyond the margin that the mixture bets on, in units of the baseline's mean."""
 
 
-def block_requests(cv2: float) -> float:
-    """Requests that the candidate needs in a block."""
-    return BLOCK_MIN * max(1.0, cv2)
+def block_requests(cv2: Array) -> Array:
+    """Requests that the candidate needs in a block, by the squared coefficient of variation."""
+    return BLOCK_MIN * np.maximum(1.0, cv2)
+
+
+def enough(mu: Array, s2: Array, nc: Array, nb: Array) -> NDArray[np.bool_]:
+    """
+    Whether a block holds enough requests to be judged.
+
+    Args:
+        mu, s2: Mean and variance per request; 0 where unknown.
+        nc, nb: Requests of candidate and baseline.
+    """
+    known = (s2 > 0) & (mu > 0)
+    needed = block_requests(s2 / np.where(known, mu * mu, 1.0))
+    return known & (nc >= needed) & (nb >= needed / 3)
 
 
 def mean_log_lr(difference: Array, variance: Array, effect: Array) -> Array:

@@ -10,12 +10,13 @@ import numpy as np
 
 from controller.core.evidence import means
 from controller.core.evidence.config import EngineConfig, MeanMargin, QuantileLimit, QuantileMargin, RateLimit
-from controller.core.evidence.eprocess import GRAIN, log_mean_exp
+from controller.core.evidence.eprocess import grained, log_mean_exp
 from controller.core.evidence.overdispersion import PrivateNoise, count_phi
 from controller.core.evidence.quantiles import two_sample_log_lr
 from controller.core.evidence.rates import Array, limit_log_lr, odds, ratio_log_lr, unlikely_at
 from controller.core.evidence.reference import SURPRISE, Reference
 from controller.core.evidence.streams import Streams
+from controller.core.evidence.watch import Closed
 
 RATIOS = 1 / np.array([1.1, 1.25, 1.6, 3.0, 10.0])
 """Alternatives better than the margin, as odds or rate ratios."""
@@ -65,26 +66,24 @@ class Proof:
         self.mean_block[:] = 0.0
         self.delayed[:] = 0.0
 
-    def add(
-        self,
-        counts: tuple[Array, Array, Array, Array],
-        share: Array,
-        amounts: Array,
-        streams: Streams,
-        reference: Reference,
-        noise: PrivateNoise,
-        minutes: float,
-    ) -> None:
-        """One minute's counts of all streams (as in `Watch.step`), `minutes` long."""
+    def add(self, closed: Closed, share: Array, streams: Streams, reference: Reference, noise: PrivateNoise) -> None:
+        """
+        Args:
+            closed: The block that has ended.
+            share: The baseline's shares, from before it.
+            streams: What was counted.
+            reference: Of the baseline.
+            noise: Private to the arms.
+        """
         nr, nq, nm = self.nr, self.nq, self.nm
-        xc, nc, xb, nb = counts
+        xc, nc, xb, nb = closed.counts
         a = nr + nq
-        c = max(1 / minutes, 0.01)
+        c = closed.per_block
         self._rates(xc[:nr], nc[:nr], xb[:nr], nb[:nr], c, reference)
         if nq:
             phi = noise.phi(share[:nq], c * nc[nr:a], None, noise.tau2[:nq])[:, None, None]
             lr = limit_log_lr(xc[nr:a, None, None], nc[nr:a, None, None], self.share, RATIOS) / phi
-            self.quantile += np.rint(lr * GRAIN) / GRAIN
+            self.quantile += grained(lr)
         if nm:
             index = np.stack([np.arange(streams.at(k).start, streams.at(k).stop) for k in self.multiples], axis=1)
             phi = noise.phi(share[nq:], c * nc[a : a + nm], c * nb[a:], noise.tau2[nq:])[:, None, None]
@@ -96,9 +95,9 @@ class Proof:
                 share[nq:, None, None],
                 RATIOS,
             )
-            self.relative += np.rint(lr / phi * GRAIN) / GRAIN
+            self.relative += grained(lr / phi)
         if self.nc:
-            self._means(amounts, reference)
+            self._means(closed.amounts, reference)
 
     def _rates(self, xc: Array, nc: Array, xb: Array, nb: Array, c: float, reference: Reference) -> None:
         if self.nr == 0:
@@ -113,14 +112,14 @@ class Proof:
             RATIOS,
         )
         phi = count_phi(reference.clustering, reference.mean_rate * c * nc, reference.mean_rate * c * nb)[:, None, None]
-        self.rate_ratio += np.rint(ratio / phi * GRAIN) / GRAIN
+        self.rate_ratio += grained(ratio / phi)
         if not incident:
             calm = self.incident_blocks >= 1
             if calm:
                 self.rate_limit += self.delayed
             phi = count_phi(reference.clustering, reference.mean_rate * c * nc, None)[:, None, None]
             lr = limit_log_lr(xc[:, None, None], nc[:, None, None], self.rate, RATIOS) / phi
-            self.delayed = np.rint(lr * GRAIN) / GRAIN if calm else np.zeros_like(self.delayed)
+            self.delayed = grained(lr) if calm else np.zeros_like(self.delayed)
             self.incident_blocks = min(self.incident_blocks + 1, CALM_BLOCKS)
         else:
             self.delayed = np.zeros_like(self.delayed)
@@ -130,18 +129,16 @@ class Proof:
         self.mean_block += amounts
         nc, ac, nb, ab = self.mean_block
         mu, s2 = reference.mean_and_variance()
-        safe = np.where((s2 > 0) & (mu > 0), s2, 1.0)
-        needed = means.BLOCK_MIN * np.maximum(1.0, safe / np.where(mu > 0, mu * mu, 1.0))
-        full = (s2 > 0) & (mu > 0) & (nc >= needed) & (nb >= needed / 3)
+        full = means.enough(mu, s2, nc, nb)
         if not full.any():
             return
         c, b = np.where(full, nc, 1.0)[:, None, None], np.where(full, nb, 1.0)[:, None, None]
         kappa = self.kappa_mean
         difference = kappa * ab[:, None, None] / b - ac[:, None, None] / c
-        variance = means.margin_variance(safe[:, None, None], kappa, c, b)
+        variance = means.margin_variance(np.where(full, s2, 1.0)[:, None, None], kappa, c, b)
         effect = np.array(means.EFFECTS) * mu[:, None, None]
         lr = np.minimum(means.mean_log_lr(difference, variance, effect), MEAN_CAP)
-        self.mean += np.where(full[:, None, None], np.rint(lr * GRAIN) / GRAIN, 0.0)
+        self.mean += np.where(full[:, None, None], grained(lr), 0.0)
         self.mean_block[:, full] = 0.0
 
     def log_e(self, multiple: float) -> tuple[Array, Array]:

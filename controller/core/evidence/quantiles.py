@@ -7,12 +7,13 @@ interpolated, which keeps counts fractional within [0, 1] per request, and so ke
 """
 
 import math
+from bisect import bisect_left
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.core.evidence.rates import Array, odds
+from controller.core.evidence.rates import Array, contrast, odds, part
 
 _NORMAL = NormalDist()
 
@@ -31,12 +32,8 @@ def two_sample_log_lr(xc: Array, nc: Array, xb: Array, nb: Array, pb: Array, rat
         t_0 = (n_c t_c + n_b t_b) / (n_c + n_b), the product of the two likelihood ratios against t_0 is an e-variable for p_c = p_b;
         one-sided nulls by their extension to convex nulls.
     """
-    seen = (nc > 0) & (nb > 0)
     pc = odds(pb, ratio)
-    p0 = pb + (pc - pb) * (nc / np.maximum(nc + nb, 1e-12))
-    q0 = 1 - p0
-    lr = xc * np.log(pc / p0) + (nc - xc) * np.log((1 - pc) / q0) + xb * np.log(pb / p0) + (nb - xb) * np.log((1 - pb) / q0)
-    return np.where(seen, lr, 0.0)
+    return contrast(xc, nc - xc, xc + xb, nc + nb - xc - xb, part(nc, nb), pc / pb, (1 - pc) / (1 - pb))
 
 
 class Shape:
@@ -53,40 +50,37 @@ class Shape:
             cumulative: Counts at or below each edge, then the total; the total is positive.
         """
         self.edges = edges
-        self.total = float(cumulative[-1])
-        self._log = np.log(np.array(edges))
         # half a request keeps the normal quantile finite where no request was seen
-        share = (cumulative[:-1] + 0.5) / (self.total + 1.0)
-        share = np.maximum.accumulate(np.clip(share, 1e-6, 1 - 1e-6) + 1e-12 * np.arange(len(edges)))
-        self._z = np.array([_NORMAL.inv_cdf(min(float(s), 1 - 1e-9)) for s in share])
+        share = (cumulative[:-1] + 0.5) / (float(cumulative[-1]) + 1.0)
+        rising = np.maximum.accumulate(np.clip(share, 1e-6, 1 - 1e-6) + 1e-12 * np.arange(len(edges)))
+        self._share: Array = np.minimum(rising, 1 - 1e-9)
 
     def below(self, x: float) -> float:
         """Share of requests at or below x."""
         if len(self.edges) == 1:
-            return _NORMAL.cdf(float(self._z[0]) + math.log(x / self.edges[0]))
-        return _NORMAL.cdf(self._line(math.log(x), self._log, self._z))
+            return _NORMAL.cdf(self._z(0) + math.log(x / self.edges[0]))
+        i = min(max(bisect_left(self.edges, x), 1), len(self.edges) - 1)
+        part = math.log(x / self.edges[i - 1]) / math.log(self.edges[i] / self.edges[i - 1])
+        return _NORMAL.cdf(self._z(i - 1) + part * (self._z(i) - self._z(i - 1)))
 
     def quantile(self, q: float) -> float:
         """The x that a share q lies at or below, kept within the finite edges."""
-        i = int(np.searchsorted(self._z, _NORMAL.inv_cdf(q)))
+        i = int(np.searchsorted(self._share, q))
         if i == 0:
             return self.edges[0]
         if i == len(self.edges):
             return self.edges[-1]
-        z0, z1 = float(self._z[i - 1]), float(self._z[i])
+        z0, z1 = self._z(i - 1), self._z(i)
         part = (_NORMAL.inv_cdf(q) - z0) / (z1 - z0) if z1 > z0 else 1.0
-        return math.exp(float(self._log[i - 1]) + part * float(self._log[i] - self._log[i - 1]))
+        return float(self.edges[i - 1] * (self.edges[i] / self.edges[i - 1]) ** part)
+
+    def _z(self, i: int) -> float:
+        return _NORMAL.inv_cdf(float(self._share[i]))
 
     def density(self, x: float) -> float:
         """Change of `below` per unit of log x."""
         step = 0.05
         return max(self.below(x * math.exp(step)) - self.below(x * math.exp(-step)), 1e-6) / (2 * step)
-
-    @staticmethod
-    def _line(at: float, xs: NDArray[np.float64], ys: NDArray[np.float64]) -> float:
-        i = min(max(int(np.searchsorted(xs, at)), 1), len(xs) - 1)
-        x0, x1, y0, y1 = float(xs[i - 1]), float(xs[i]), float(ys[i - 1]), float(ys[i])
-        return y0 + (at - x0) * (y1 - y0) / (x1 - x0)
 
 
 def split(edges: tuple[float, ...], threshold: float, shape: Shape | None, stretch: float) -> tuple[int, int, float] | None:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+TINY = 1e-12
+
 
 def odds(p: Array, ratio: Array) -> Array:
     """The probability whose odds are `ratio` times those of `p`."""
@@ -44,6 +46,25 @@ def limit_steps(p0: Array, ratio: Array) -> tuple[Array, Array]:
     return np.log(p1 / p0), np.log((1 - p1) / (1 - p0))
 
 
+def contrast(xc: Array, yc: Array, x: Array, y: Array, f: Array, bad: Array, good: Array) -> Array:
+    """
+    Candidate against baseline: the part of a likelihood ratio that what both arms share does not move.
+
+    Args:
+        xc, yc: The candidate's events and non-events in the block.
+        x, y: Those of both arms together.
+        f: The candidate's part of the requests; of the expected events at the margin where only events are compared.
+        bad, good: How many times as likely the alternative makes an event, and a non-event, of the candidate.
+
+    Returns:
+        xc log(bad) + yc log(good) - x log(1 + f (bad - 1)) - y log(1 + f (good - 1)).
+
+    Source:
+        Both uses below. It is the log of prod (alternative / mixture of the arms), one factor for each request.
+    """
+    return xc * np.log(bad) + yc * np.log(good) - x * np.log1p(f * (bad - 1)) - y * np.log1p(f * (good - 1))
+
+
 def ratio_log_lr(xc: Array, nc: Array, xb: Array, nb: Array, kappa: Array, ratio: Array) -> Array:
     """
     Candidate against baseline, given how many bad events both had together.
@@ -60,13 +81,14 @@ def ratio_log_lr(xc: Array, nc: Array, xb: Array, nb: Array, kappa: Array, ratio
         Lindon and Malek 2022 (NeurIPS), time-inhomogeneous Poisson counting processes: given the total, the arm of each arrival is
         multinomial, free of the common intensity. Simple alternatives instead of their Dirichlet mixture, one-sided as above.
     """
-    seen = (nc > 0) & (nb > 0)
-    a = np.where(seen, kappa * nc, 1.0)
-    b = np.where(seen, nb, 1.0)
-    share0 = a / (a + b)
-    share1 = ratio * a / (ratio * a + b)
-    lr = xc * np.log(share1 / share0) + xb * np.log((1 - share1) / (1 - share0))
-    return np.where(seen, lr, 0.0)
+    one = np.ones_like(ratio)
+    return contrast(xc, nc - xc, xc + xb, nc + nb - xc - xb, part(kappa * nc, nb), ratio, one)
+
+
+def part(own: Array, other: Array) -> Array:
+    """own / (own + other), 0 where there is neither."""
+    result: Array = own / np.maximum(own + other, TINY)
+    return result
 
 
 def unlikely_at(x: Array, mean: Array) -> Array:

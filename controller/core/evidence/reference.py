@@ -109,7 +109,8 @@ class Reference:
 
     def advance(self, base: Array, scrapes: float) -> None:
         """One scrape of the baseline's increments, after its evidence was judged."""
-        self.recent = self.recent * self._decay ** min(scrapes, 1000.0) + base
+        self.recent *= self._decay ** min(scrapes, 1000.0)
+        self.recent += base
         if self.scrapes < HISTORY_ENOUGH * self._config.block_scrapes:
             self.scrapes += scrapes
             self.events += np.stack([base[self._bad], base[self._all]])
@@ -137,3 +138,8 @@ class Reference:
         mu = a / np.maximum(n, 1.0)
         s2 = np.maximum(square - a * mu, 0.0) / np.maximum(k - 1, 1.0)
         return mu, np.where(k >= 10, s2, 0.0)
+
+    def variance_of(self, gate: str) -> float:
+        """Variance per request of a mean gate's amount; 0 where unknown."""
+        at = [g.name for g in self._means].index(gate)
+        return float(self.mean_and_variance()[1][at])

@@ -20,11 +20,11 @@ PARTS: dict[str, tuple[str, ...]] = {
     "reference": ("scrapes", "recent", "events", "mean_rate", "calm_rate", "clustering", "clustering_all", "noise", "mean_sums"),
     "noise": ("prior", "tau2", "sums", "blocks", "queue", "last", "products", "precision", "count"),
     "proof": ("rate_limit", "rate_ratio", "quantile", "relative", "mean", "mean_block", "delayed", "incident_blocks"),
-    "watch": ("log_e", "mean_block", "rate_block", "rate_age"),
+    "watch": ("log_e", "mean_block"),
     "counters": ("t", "last"),
 }
 WEALTH = ("base", "run", "age", "blocks", "phase_weight")
-OWN = ("phase", "furthest", "pending", "pending_scrapes", "tally")
+OWN = ("phase", "furthest", "pending", "pending_scrapes", "tally", "share")
 
 
 def dump(engine: Engine) -> dict[str, Any]:
@@ -67,6 +67,7 @@ def load(config: EngineConfig, state: dict[str, Any]) -> Engine:
     _fill(engine, OWN, state["engine"])
     if engine.phase >= 0:
         engine.watch.alone = config.phases[engine.phase].alone
+        engine.bet()
     if state["breach"] is not None:
         engine.breach = Breach(**state["breach"])
     return engine
@@ -80,7 +81,7 @@ def _fill(target: Any, names: tuple[str, ...], values: dict[str, Any]) -> None:
         elif name == "queue":
             setattr(target, name, [np.array(v, dtype=np.float64) for v in value])
         else:
-            setattr(target, name, value)
+            setattr(target, name, list(value) if isinstance(value, list) else value)
 
 
 def _array(value: Any, like: NDArray[Any]) -> NDArray[Any]:
@@ -93,5 +94,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return [None if v == -math.inf else v for v in value.ravel().tolist()]
     if isinstance(value, list):
-        return [v.tolist() for v in value]
+        return [v.tolist() if isinstance(v, np.ndarray) else v for v in value]
     return value

@@ -7,6 +7,7 @@ fixed when the phase begins, from data before it.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,9 +55,18 @@ class _Picker:
         return Counter(index=index, weight=np.array(self.weight))
 
 
+class Counts(NamedTuple):
+    """What one stretch of time holds, per stream: events and trials of the candidate, then of the baseline."""
+
+    xc: Array
+    nc: Array
+    xb: Array
+    nb: Array
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counter:
-    """Counts the streams of one arm."""
+    """Counts streams."""
 
     index: NDArray[np.intp]
     weight: Array
@@ -64,7 +74,7 @@ class Counter:
     def __call__(self, vector: Array) -> tuple[Array, Array]:
         """
         Args:
-            vector: Increments of one arm with a zero appended.
+            vector: Increments that the index points into.
 
         Returns:
             Events and trials per stream, 0 <= events <= trials.
@@ -72,6 +82,12 @@ class Counter:
         plus, low, high, trials = vector[self.index]
         events = plus - (low + self.weight * (high - low))
         return np.minimum(np.maximum(events, 0.0), trials), trials
+
+    def then(self, other: "Counter", offset: int) -> "Counter":
+        """This counter and another, whose vector begins `offset` entries later, as one."""
+        return Counter(
+            index=np.concatenate([self.index, other.index + offset], axis=1), weight=np.concatenate([self.weight, other.weight])
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +98,8 @@ class Streams:
     Args:
         rates, limits, margins: How many gates of each kind.
         multiples: Of the margins that are counted.
-        candidate, baseline: The counters.
+        both: Counts the candidate's streams and then the baseline's, in both arms' increments one after the other, each with a zero appended.
+        baseline: Counts the baseline's streams alone.
         thresholds: x of each relative quantile; NaN where the baseline has not shown enough.
         density: Change of the share per unit of log latency at each threshold, absolute then relative.
     """
@@ -91,7 +108,7 @@ class Streams:
     limits: int
     margins: int
     multiples: tuple[float, ...]
-    candidate: Counter
+    both: Counter
     baseline: Counter
     thresholds: tuple[float, ...]
     density: Array
@@ -99,6 +116,15 @@ class Streams:
     @property
     def ready(self) -> bool:
         return not any(np.isnan(t) for t in self.thresholds)
+
+    def count(self, increments: Array) -> Counts:
+        """
+        Args:
+            increments: Shape (2, columns + 1): candidate, baseline; the last column is zero.
+        """
+        events, trials = self.both(increments.ravel())
+        own = len(events) - len(self.baseline.weight)
+        return Counts(events[:own], trials[:own], events[own:], trials[own:])
 
     def at(self, multiple: float) -> slice:
         """The candidate's relative streams for one multiple of their margins."""
@@ -150,7 +176,7 @@ def compile_streams(config: EngineConfig, recent: Array) -> Streams:
         limits=len(limits),
         margins=len(margins),
         multiples=multiples,
-        candidate=cand.freeze(),
+        both=cand.freeze().then(base.freeze(), zero + 1),
         baseline=base.freeze(),
         thresholds=tuple(thresholds),
         density=np.array(density),

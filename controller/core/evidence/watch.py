@@ -10,18 +10,18 @@ limit alone, in minutes in which the baseline is calm, softened by all the burst
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controller.core.evidence import means
-from controller.core.evidence.config import EngineConfig, MeanMargin, QuantileLimit, QuantileMargin, RateLimit
+from controller.core.evidence.config import EngineConfig, Gate, MeanMargin, QuantileLimit, QuantileMargin, RateLimit
 from controller.core.evidence.eprocess import Wealth, log_mean_exp
 from controller.core.evidence.overdispersion import PHI_MIN, PrivateNoise, count_phi
-from controller.core.evidence.quantiles import two_sample_log_lr
-from controller.core.evidence.rates import Array, limit_steps, odds, ratio_log_lr, unlikely_at
+from controller.core.evidence.rates import Array, limit_steps, odds, part, unlikely_at
 from controller.core.evidence.reference import Reference
-from controller.core.evidence.streams import Streams
+from controller.core.evidence.streams import Counts, Streams
 
 SURGE = 3.0
 """A minute whose count of the baseline's failures has probability below e^-3 at its calm rate is left out of the limit alone. The choice
@@ -44,54 +44,83 @@ class Breach:
     log_needed: float
 
 
+class Closed(NamedTuple):
+    """
+    A block of time that has ended.
+
+    Args:
+        counts: Of its streams.
+        amounts: Candidate's requests and amount, baseline's requests and amount, per mean.
+        per_block: Blocks of the configured length in it, inverted: below 1 where scrapes were missed.
+    """
+
+    counts: Counts
+    amounts: Array
+    per_block: float
+
+
+class _Bets(NamedTuple):
+    """
+    What a scrape's log-likelihood ratios are made of, per rung and row (and ratio); everything here was fixed before the scrape.
+
+    Args:
+        event, other: What one event, and one non-event, of the candidate adds.
+        more_events, more_others: How much likelier, less 1, the alternative makes them; contrast rows only.
+        stretch: Rate ratio at the margin; contrast rows only.
+        noise: phi is PHI_MIN and this times the candidate's requests of a block (of both arms, harmonically, in contrast rows).
+    """
+
+    event: Array
+    other: Array
+    more_events: Array
+    more_others: Array
+    stretch: Array
+    noise: Array
+
+
 class Watch:
     """The e-processes for rollback. `step` advances them by a scrape."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         rungs = config.rungs
-        self.gates = (
-            [g for g in config.gates if isinstance(g, RateLimit)]
-            + [g for g in config.gates if isinstance(g, QuantileLimit)]
-            + [g for g in config.gates if isinstance(g, QuantileMargin)]
-            + [g for g in config.gates if isinstance(g, MeanMargin)]
-        )
-        kinds = [g.kind for g in self.gates]
-        self.nr, self.nq = kinds.count("rate_limit"), kinds.count("quantile_limit")
-        self.nm, self.nc = kinds.count("quantile_margin"), kinds.count("mean_margin")
-        self.rows = 2 * (self.nr + self.nq) + self.nm + self.nc + self.nr
-        ratios = np.array([r.ratios for r in rungs])
-        rate = np.array([g.limit for g in self.gates if isinstance(g, RateLimit)])
-        share = np.array([1 - g.q for g in self.gates if isinstance(g, QuantileLimit)])
-        multiple = np.array([r.multiple for r in rungs])
+        rates = [g for g in config.gates if isinstance(g, RateLimit)]
+        limits = [g for g in config.gates if isinstance(g, QuantileLimit)]
+        margins = [g for g in config.gates if isinstance(g, QuantileMargin)]
+        averages = [g for g in config.gates if isinstance(g, MeanMargin)]
+        self.gates: list[Gate] = [*rates, *limits, *margins, *averages]
+        self.nr, self.nq, self.nm, self.nc = len(rates), len(limits), len(margins), len(averages)
+        # rows: absolute (rates, quantiles), contrast (rates, absolute quantiles, relative quantiles), then once a block means and limits alone
+        self.absolute = self.nr + self.nq
+        self.contrasts = self.absolute + self.nm
+        self.rows = self.absolute + self.contrasts + self.nc + self.nr
         # axes: rung, gate, ratio
-        self.ratio: Array = ratios[:, None, :]
-        self.limit: Array = odds(np.concatenate([rate, share])[None, :], multiple[:, None])[:, :, None]
-        self._event, self._other = limit_steps(self.limit, self.ratio)
-        self.worse: Array = np.array([r.worse for r in rungs])[:, None, None]
-        self._gust_event, self._gust_other = limit_steps(np.minimum(GUST * self.limit[:, : self.nr], 0.95), self.ratio)
-        self.margin: Array = np.array([g.margin for g in self.gates if isinstance(g, MeanMargin)])
-        self.kappa_mean: Array = 1 + multiple[:, None, None] * self.margin[None, :, None]
-        self.noisy: Array = np.array([float(r.private_noise) for r in rungs])[:, None, None]
+        multiple = np.array([r.multiple for r in rungs])
+        allowed = np.array([*(g.limit for g in rates), *(1 - g.q for g in limits)])
+        self.ratio: Array = np.array([r.ratios for r in rungs])[:, None, :]
+        self.limit: Array = odds(allowed[None, :], multiple[:, None])[:, :, None]
+        self._limit_steps = limit_steps(self.limit, self.ratio)
+        self._gust_steps = limit_steps(np.minimum(GUST * self.limit[:, : self.nr], 0.95), self.ratio)
+        self.worse: Array = np.array([r.worse for r in rungs])[:, None]
+        self.kappa_mean: Array = 1 + multiple[:, None, None] * np.array([g.margin for g in averages])[None, :, None]
+        self.noisy: Array = np.array([float(r.private_noise) for r in rungs])[:, None]
         weight = np.array([g.weight for g in self.gates])
         self.log_weight: Array = np.log(weight / weight.sum())
         self.threshold: Array = np.log(1 / np.array([r.alpha for r in rungs]))
         quarter = config.block_scrapes / 4
         self.wealth = Wealth(
-            cap=np.repeat(np.array([r.cap_nats for r in rungs]), self.rows),
-            block=np.repeat(np.array([max(round(r.block * quarter), 1) for r in rungs], dtype=np.int64), self.rows),
-            every=np.repeat(np.array([r.every for r in rungs], dtype=np.int64), self.rows),
-            at_once=np.repeat(np.array([r.at_once for r in rungs]), self.rows),
-            columns=ratios.shape[1],
+            cap=[r.cap_nats for r in rungs],
+            block=[max(round(r.block * quarter), 1) for r in rungs],
+            every=[r.every for r in rungs],
+            at_once=[r.at_once for r in rungs],
+            shape=(self.rows, self.ratio.shape[2]),
         )
         self.log_e: Array = np.zeros((len(rungs), len(self.gates)))
-        self.mean_block: Array = np.zeros((5, self.nc))
-        """Scrapes, candidate's requests and amount, baseline's requests and amount."""
-        self.rate_block: Array = np.zeros((4, self.nr))
-        self.rate_age = 0.0
+        self.mean_block: Array = np.zeros((4, self.nc))
+        """Candidate's requests and amount, baseline's requests and amount, since the last block of a mean."""
         self.alone = False
-        self._streams: Streams | None = None
-        self._relative: NDArray[np.intp] = np.zeros((0, 0), dtype=np.intp)
+        self._bets: _Bets | None = None
+        self._pick: NDArray[np.intp] = np.zeros((2, 0, 0), dtype=np.intp)
 
     def begin(self, weight: float, *, alone: bool = False) -> None:
         """
@@ -103,10 +132,9 @@ class Watch:
                 is dropped.
         """
         if alone and not self.alone:
-            rows = np.arange(len(self.wealth.base)) % self.rows
-            own = (rows < self.nr + self.nq) | (rows >= self.rows - self.nr)
-            self.wealth.base[own] = -np.inf
-            self.wealth.run[own] = 0.0
+            for rows in (slice(0, self.absolute), slice(self.rows - self.nr, self.rows)):
+                self.wealth.base[:, rows] = -np.inf
+                self.wealth.run[:, rows] = 0.0
         self.alone = alone
         self.wealth.begin(weight)
         self.again()
@@ -114,53 +142,66 @@ class Watch:
     def again(self) -> None:
         """The phase is entered anew, after a pause: its starts go on being spread, half-filled blocks are dropped."""
         self.mean_block[:] = 0
-        self.rate_block[:] = 0
-        self.rate_age = 0.0
 
     def use(self, streams: Streams) -> None:
         """Thresholds for the data from now on."""
-        self._streams = streams
-        self._relative = np.array(
-            [np.arange(streams.at(r.multiple).start, streams.at(r.multiple).stop) for r in self._config.rungs], dtype=np.intp
-        )
+        shared = np.broadcast_to(np.arange(self.absolute), (len(self._config.rungs), self.absolute))
+        own = np.array([np.arange(streams.at(r.multiple).start, streams.at(r.multiple).stop) for r in self._config.rungs])
+        baseline = np.broadcast_to(np.arange(self.contrasts), (len(self._config.rungs), self.contrasts))
+        own = np.concatenate([shared, shared, own.astype(np.intp)], axis=1)
+        self._pick = np.stack([own, np.concatenate([shared, baseline], axis=1)])
 
-    def step(
-        self,
-        counts: tuple[Array, Array, Array, Array],
-        share: Array,
-        amounts: Array,
-        scrapes: float,
-        reference: Reference,
-        noise: PrivateNoise,
-    ) -> Breach | None:
+    def bet(self, share: Array, reference: Reference, noise: PrivateNoise) -> None:
         """
+        Fix the bets for the data from now on.
+
         Args:
-            counts: Events and trials of the candidate's streams, then of the baseline's.
-            share: The baseline's recent shares (absolute, then relative quantiles), from earlier scrapes.
-            amounts: Candidate's requests and amount, baseline's requests and amount, per mean.
-            scrapes: Length of the increment.
+            share: The baseline's recent shares (absolute, then relative quantiles).
             reference: Of the baseline.
             noise: Private to the arms.
+        """
+        rungs, nr, nq = len(self._config.rungs), self.nr, self.nq
+        own_limit, other_limit = self._limit_steps
+        better = odds(share[None, :, None], self.ratio)
+        events = np.concatenate([np.broadcast_to(self.ratio, (rungs, nr, self.ratio.shape[2])), better / share[None, :, None]], axis=1)
+        others = np.concatenate([np.ones((rungs, nr, self.ratio.shape[2])), (1 - better) / (1 - share[None, :, None])], axis=1)
+        kappa = self.worse * np.maximum(reference.limit / reference.calm_rate, 1.0)
+        spread = share * (1 - share)
+        clustering = reference.clustering[None, :]
+        relative = np.concatenate([2 * clustering * reference.calm_rate * self.noisy, self.noisy * noise.tau2 / spread], axis=1)
+        absolute = np.concatenate(
+            [self.noisy * clustering * self.limit[:, :nr, 0], self.noisy * noise.tau2[:nq] / spread[:nq]], axis=1
+        )
+        self._bets = _Bets(
+            event=np.concatenate([own_limit, np.log(events)], axis=1),
+            other=np.concatenate([other_limit, np.log(others)], axis=1),
+            more_events=events - 1,
+            more_others=others - 1,
+            stretch=np.concatenate([kappa, np.ones((rungs, self.contrasts - nr))], axis=1),
+            noise=np.concatenate([absolute, relative], axis=1),
+        )
+
+    def step(self, counts: Counts, per_block: float, closed: Closed | None, reference: Reference) -> Breach | None:
+        """
+        Args:
+            counts: Of the scrape.
+            per_block: Scrapes like this one in a block, at least 1: noise is known per block.
+            closed: The block that this scrape completes, if it does.
+            reference: Of the baseline.
 
         Returns:
             What must roll back, if anything.
         """
-        rungs = len(self._config.rungs)
-        table = np.zeros((rungs, self.rows, self.ratio.shape[2]))
-        self._counts(table, counts, share, max(self._per_block / max(scrapes, 1e-9), 1.0), reference, noise)
-        self._means(table, amounts, scrapes, reference)
-        self._rates_alone(table, counts, scrapes, reference)
-        rows = self.wealth.add(table.reshape(rungs * self.rows, -1)).reshape(rungs, self.rows)
-        nr, nq = self.nr, self.nq
-        a, end = nr + nq, self.rows - nr
+        rest = None if closed is None else np.concatenate([self._means(closed.amounts, reference), self._alone(closed, reference)], axis=1)
+        rows = self.wealth.add(self._counts(counts, per_block), rest)
+        nr, a, b = self.nr, self.absolute, self.absolute + self.contrasts
         self.log_e[:, :a] = rows[:, :a] if self.alone else np.minimum(rows[:, :a], rows[:, a : 2 * a])
-        self.log_e[:, a:] = rows[:, 2 * a : end]
-        if nr and self.alone:
-            self.log_e[:, :nr] = np.where(self.noisy[:, :, 0] > 0, rows[:, end:], self.log_e[:, :nr])
-        elif nr:
-            either = np.logaddexp(self.log_e[:, :nr] + math.log(1 - ALONE), rows[:, end:] + math.log(ALONE))
-            self.log_e[:, :nr] = np.where(self.noisy[:, :, 0] > 0, either, self.log_e[:, :nr])
-        # a weighted average of e-values is an e-value under any dependence (Vovk and Wang 2021, Proposition 3.1)
+        self.log_e[:, a:] = rows[:, 2 * a : b + self.nc]
+        if nr:
+            limit_alone = rows[:, b + self.nc :]
+            if not self.alone:
+                limit_alone = np.logaddexp(self.log_e[:, :nr] + math.log(1 - ALONE), limit_alone + math.log(ALONE))
+            self.log_e[:, :nr] = np.where(self.noisy > 0, limit_alone, self.log_e[:, :nr])
         combined = self.combined()
         for i in np.flatnonzero(combined >= self.threshold)[::-1]:
             gate = self.gates[int(np.argmax(self.log_e[i] + self.log_weight))]
@@ -170,92 +211,60 @@ class Watch:
         return None
 
     def combined(self) -> Array:
-        """Log of the weighted average of the gates' e-values, per rung."""
+        """
+        Log of the weighted average of the gates' e-values, per rung.
+
+        Source:
+            Vovk and Wang 2021 (Ann. Statist. 49(3), 1736-1754), Proposition 3.1: a weighted average of e-values is an e-value, however they depend.
+        """
         return log_mean_exp(self.log_e + self.log_weight, axis=1) + math.log(len(self.gates))
 
-    @property
-    def _per_block(self) -> float:
-        return self._config.block_scrapes
+    def _counts(self, counts: Counts, per_block: float) -> Array:
+        """Log-likelihood ratios of one scrape: `limit_log_lr` of the absolute rows, `contrast` of the others, softened by phi."""
+        bets = self._bets
+        assert bets is not None
+        a = self.absolute
+        own, other = self._pick
+        x, n = counts.xc[own], counts.nc[own]
+        log_lr = x[:, :, None] * bets.event + (n - x)[:, :, None] * bets.other
+        against = other[:, a:]
+        xb, nb = counts.xb[against], counts.nb[against]
+        weighted = bets.stretch * n[:, a:]
+        share = part(weighted, nb)
+        f = share[:, :, None]
+        events = x[:, a:] + xb
+        others = n[:, a:] + nb - events
+        log_lr[:, a:] -= events[:, :, None] * np.log1p(f * bets.more_events) + others[:, :, None] * np.log1p(f * bets.more_others)
+        n[:, a:] = weighted * (1 - share)
+        phi = PHI_MIN + per_block * (bets.noise * n)
+        result: Array = log_lr / phi[:, :, None]
+        return result
 
-    def _counts(
-        self,
-        table: Array,
-        counts: tuple[Array, Array, Array, Array],
-        share: Array,
-        minute: float,
-        reference: Reference,
-        noise: PrivateNoise,
-    ) -> None:
-        nr, nq, nm = self.nr, self.nq, self.nm
-        xc, nc, xb, nb = counts
-        a, b = nr + nq, 2 * (nr + nq)
-        pc, pn = xc[None, :a, None], nc[None, :a, None]
-        # candidate against the limit: rates and absolute quantiles together
-        absolute = pc * self._event + (pn - pc) * self._other  # limit_log_lr
-        rate_c, rate_b = minute * nc[:nr], minute * nb[:nr]
-        limit = self.limit[:, :nr, 0]
-        phi_limit = count_phi(reference.clustering, limit * rate_c, None)
-        phi_ratio = count_phi(reference.clustering, limit * rate_c, reference.calm_rate * rate_b)
-        kappa = self.worse * np.maximum(reference.limit / reference.calm_rate, 1.0)[None, :, None]
-        ratio = ratio_log_lr(
-            xc[None, :nr, None], nc[None, :nr, None], xb[None, :nr, None], nb[None, :nr, None], kappa, self.ratio
-        )
-        table[:, :nr] = absolute[:, :nr] / self._soften(phi_limit[:, :, None])
-        table[:, a : a + nr] = ratio / self._soften(phi_ratio[:, :, None])
-        if nq + nm == 0:
-            return
-        # against the baseline: absolute quantiles at the same threshold, relative ones at the rung's multiple
-        index = np.concatenate([np.broadcast_to(np.arange(nr, a), (len(table), nq)), self._relative], axis=1)
-        cx, cn = xc[index][:, :, None], nc[index][:, :, None]
-        bx, bn, p = xb[None, nr:, None], nb[None, nr:, None], share[None, :, None]
-        pair = two_sample_log_lr(cx, cn, bx, bn, p, self.ratio)
-        trials_c, trials_b = minute * nc[nr : a + nm], minute * nb[nr:]
-        phi = noise.phi(share, trials_c, trials_b, noise.tau2)[None, :, None]
-        own = noise.phi(share[:nq], trials_c[:nq], None, noise.tau2[:nq])[None, :, None]
-        pair = pair / self._soften(phi)
-        table[:, nr:a] = absolute[:, nr:] / self._soften(own)
-        table[:, a + nr : b] = pair[:, :nq]
-        table[:, b : b + nm] = pair[:, nq:]
-
-    def _soften(self, phi: Array) -> Array:
-        return np.where(self.noisy > 0, phi, PHI_MIN)
-
-    def _means(self, table: Array, amounts: Array, scrapes: float, reference: Reference) -> None:
+    def _means(self, amounts: Array, reference: Reference) -> Array:
+        table = np.zeros((len(self._config.rungs), self.nc, self.ratio.shape[2]))
         if self.nc == 0:
-            return
-        self.mean_block[0] += scrapes
-        self.mean_block[1:] += amounts
-        if self.mean_block[0].max() < self._per_block - 1e-6:
-            return
-        age, nc, ac, nb, ab = self.mean_block
+            return table
+        self.mean_block += amounts
+        nc, ac, nb, ab = self.mean_block
         mu, s2 = reference.mean_and_variance()
-        safe = np.where((s2 > 0) & (mu > 0), s2, 1.0)
-        needed = means.BLOCK_MIN * np.maximum(1.0, safe / np.where(mu > 0, mu * mu, 1.0))
-        full = (s2 > 0) & (mu > 0) & (nc >= needed) & (nb >= needed / 3) & (age >= self._per_block - 1e-6)
+        full = means.enough(mu, s2, nc, nb)
         if not full.any():
-            return
+            return table
         c, b = np.where(full, nc, 1.0), np.where(full, nb, 1.0)
         kappa = self.kappa_mean
         difference = (ac / c)[None, :, None] - kappa * (ab / b)[None, :, None]
-        variance = means.margin_variance(safe[None, :, None], kappa, c[None, :, None], b[None, :, None])
+        variance = means.margin_variance(np.where(full, s2, 1.0)[None, :, None], kappa, c[None, :, None], b[None, :, None])
         effect = np.array(means.EFFECTS)[None, None, :] * mu[None, :, None]
-        lr = means.mean_log_lr(difference, variance, effect)
-        end = self.rows - self.nr
-        table[:, end - self.nc : end] = np.where(full[None, :, None], lr, 0.0)
+        table = np.where(full[None, :, None], means.mean_log_lr(difference, variance, effect), 0.0)
         self.mean_block[:, full] = 0.0
+        return table
 
-    def _rates_alone(self, table: Array, counts: tuple[Array, Array, Array, Array], scrapes: float, reference: Reference) -> None:
+    def _alone(self, closed: Closed, reference: Reference) -> Array:
         nr = self.nr
-        for total, count in zip(self.rate_block, counts, strict=True):
-            total += count[:nr]
-        self.rate_age += scrapes
-        if nr == 0 or self.rate_age < self._per_block - 1e-6:
-            return
-        xc, nc, xb, nb = self.rate_block
-        per_block = self._per_block / self.rate_age
+        counts = closed.counts
+        xc, nc, xb, nb = counts.xc[:nr], counts.nc[:nr], counts.xb[:nr], counts.nb[:nr]
         calm = ((nb > 0) | self.alone) & (unlikely_at(xb, nb * reference.calm_rate) < SURGE)
-        phi = count_phi(reference.clustering_all, self.limit[:, :nr, 0] * nc * per_block, None)[:, :, None]
-        lr = xc[None, :, None] * self._gust_event + (nc - xc)[None, :, None] * self._gust_other
-        table[:, self.rows - nr :] = np.where(calm[None, :, None] & (self.noisy > 0), lr / phi, 0.0)
-        self.rate_block[:] = 0
-        self.rate_age = 0.0
+        phi = count_phi(reference.clustering_all, self.limit[:, :nr, 0] * nc * closed.per_block, None)[:, :, None]
+        event, other = self._gust_steps
+        lr = xc[None, :, None] * event + (nc - xc)[None, :, None] * other
+        return np.where(calm[None, :, None] & (self.noisy[:, :, None] > 0), lr / phi, 0.0)

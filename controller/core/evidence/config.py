@@ -17,7 +17,7 @@ class Need(StrEnum):
     PROOF = "proof"
     """The e-value against "at or beyond the margin" has reached 1 / alpha of the phase."""
     LEANING = "leaning"
-    """The data of this phase do not speak for a breach: for events so rare that a proof would take days."""
+    """The data do not speak for a breach: for events so rare that a proof would take hours."""
     NOTHING = "nothing"
     """Only watched for a breach."""
 
@@ -127,16 +127,16 @@ class Rung:
     Args:
         name: Shown in verdicts.
         multiple: Margins times this, limits as odds times this. 1 is the SLO itself.
-        worse: How many times the ratio to the baseline that a limit allows (limit / long-run baseline rate) a rate must be beyond as
-            well. Above 1 a burst of one arm on top of a burst of both is no catastrophe.
+        worse: How many times the ratio to the baseline that a limit allows (limit / calm baseline rate) a rate must be beyond as well.
         alpha: Share of the false-rollback budget.
         cap_nats: Most log-evidence that one block may add, so that one burst cannot decide.
         block: Length of a block, in quarters of the engine's `block_s`.
         every: Blocks between fresh starts that are mixed in.
         at_once: Part of a phase's starts that begin with it; small where a quiet minute leaves nothing of an earlier start.
         ratios: Effect sizes beyond the margin that the mixture bets on (odds or rate ratios > 1).
-        private_noise: Divide by the arm-private overdispersion (`overdispersion`). Off where the rung is so wide that the noise does
-            not reach it.
+        sudden: Rates are judged scrape by scrape and must fail more often than in the strongest gusts of history; the other rungs judge
+            them by the minute and leave gusts aside (`gusts`). Quantiles are not softened by private noise, which does not reach so far.
+        rates: Weight of rates over other gates, times their own.
     """
 
     name: str
@@ -148,7 +148,8 @@ class Rung:
     every: int
     at_once: float
     ratios: tuple[float, ...]
-    private_noise: bool = True
+    sudden: bool = False
+    rates: float = 1.0
 
 
 RUNGS = (
@@ -156,8 +157,8 @@ RUNGS = (
         name="slow",
         multiple=1.0,
         worse=1.0,
-        alpha=0.034,
-        cap_nats=1.5,
+        alpha=0.028,
+        cap_nats=2.0,
         block=4,
         every=5,
         at_once=0.6,
@@ -167,7 +168,7 @@ RUNGS = (
         name="medium",
         multiple=2.5,
         worse=1.5,
-        alpha=0.007,
+        alpha=0.005,
         cap_nats=5.0,
         block=4,
         every=1,
@@ -178,13 +179,14 @@ RUNGS = (
         name="fast",
         multiple=5.0,
         worse=1.6,
-        alpha=0.009,
+        alpha=0.017,
         cap_nats=10.0,
         block=1,
         every=1,
         at_once=0.1,
         ratios=(1.5, 3.0, 8.0, 20.0),
-        private_noise=False,
+        sudden=True,
+        rates=2.0,
     ),
 )
 """Together 5 % for a whole rollout. The SLO itself; two and a half times its margin; and a catastrophe, decided in two scrapes."""

@@ -17,7 +17,7 @@ from controller.core.evidence.config import EngineConfig, Gate, MeanMargin, Need
 from controller.core.evidence.increments import Counters, Problem, Step, Vector, increments_of
 from controller.core.evidence.observed import Observed, observe
 from controller.core.evidence.overdispersion import PrivateNoise, prior_variance
-from controller.core.evidence.proof import Proof
+from controller.core.evidence.proof import CARRIED, FRESH, WHOLE, Proof
 from controller.core.evidence.rates import Array
 from controller.core.evidence.reference import Reference
 from controller.core.evidence.streams import Streams, compile_streams
@@ -27,14 +27,17 @@ from controller.core.evidence.watch import Breach, Closed, Watch
 SHADOW_WEIGHT = 0.1
 """Part of the starts that a first, mirrored phase gets: nobody is exposed while its evidence grows a little more slowly."""
 
+FIRST_WEIGHT = 1.5
+"""Starts of the first phase that exposes users, where each later one has 1: most faults show as soon as there are users."""
+
 SUSPICION = 0.0
 """Log of the combined evidence of a breach above which no gate opens."""
 
-DISSENT = -0.7
-"""This phase's own evidence must not say the opposite of what shadow traffic carried in: at least half its stake is left."""
+DISSENT = -1.0
+"""This phase's own evidence must not say the opposite of what earlier phases carried in: more than a third of its stake is left."""
 
 LEANING = -0.5
-"""A leaning gate opens unless this phase's data have cost its stake more than this: about two failures where less than one was expected."""
+"""A leaning gate opens unless the rollout's data have cost its stake more than this: where about as many events were seen as the limit allows."""
 
 BLOCKS_MAX = 5.0
 """Longer gaps than this between scrapes count as so many blocks."""
@@ -59,7 +62,7 @@ class Engine:
         self.pending: Array = np.zeros((2, columns))
         self.pending_scrapes = 0.0
         self.tally: Array = np.zeros((2, columns))
-        self.share: Array = np.zeros(0)
+        self.share: Array = np.full(self.watch.nq + self.watch.nm, 0.5)
         """The baseline's recent exceedance shares (absolute, then relative quantiles), as of the last block's end."""
         self._both: Array = np.zeros((2, columns + 1))
         averages = [g for g in config.gates if isinstance(g, MeanMargin)]
@@ -183,22 +186,24 @@ class Engine:
         """How far each gate has come in this phase."""
         rule = self.config.phases[self.phase]
         needed = math.log(1 / rule.alpha)
-        carried, fresh = self.proof.log_e(rule.multiple)
-        wider = carried if rule.wider is None else self.proof.log_e(rule.wider)[0]
+        layers = self.proof.log_e(rule.multiple)
+        wider = layers[CARRIED] if rule.wider is None else self.proof.log_e(rule.wider)[CARRIED]
         found = []
         for i, gate in enumerate(self._ordered):
             need = self.need(gate)
-            whole, own = float(carried[i]), float(fresh[i])
-            match need:
-                case Need.PROOF:
-                    met, have, asked = whole >= needed and own >= DISSENT, whole, needed
-                case Need.LEANING:
-                    met, have, asked = own >= LEANING, own, LEANING
-                case Need.NOTHING:
-                    met, have, asked = True, whole, -math.inf
+            have, asked = float(layers[CARRIED, i]), needed
+            if need is Need.LEANING:
+                have, asked = float(layers[WHOLE, i]), LEANING
+            elif need is Need.NOTHING:
+                asked = -math.inf
             found.append(
                 _Standing(
-                    gate=gate, need=need, met=met, have=have, needed=asked, wider=rule.wider is not None and wider[i] >= needed
+                    gate=gate,
+                    need=need,
+                    met=need is Need.NOTHING or (have >= asked and bool(layers[FRESH, i] >= DISSENT)),
+                    have=have,
+                    needed=asked,
+                    wider=rule.wider is not None and bool(wider[i] >= needed),
                 )
             )
         return found
@@ -298,11 +303,13 @@ class Engine:
         self._look()
 
     def _starts(self, phase: int) -> float:
+        """The phase's part of the starts; those of all phases sum to 1."""
         phases = self.config.phases
-        shadow = SHADOW_WEIGHT if phases[0].shadow and len(phases) > 1 else 0.0
-        if phase == 0 and shadow:
-            return shadow
-        return (1 - shadow) / (len(phases) - (1 if shadow else 0))
+        shadow = 1 if phases[0].shadow and len(phases) > 1 else 0
+        if phase < shadow:
+            return SHADOW_WEIGHT
+        live = [FIRST_WEIGHT] + [1.0] * (len(phases) - shadow - 1)
+        return (1 - shadow * SHADOW_WEIGHT) * live[phase - shadow] / sum(live)
 
     @property
     def _ordered(self) -> list[Gate]:
@@ -315,7 +322,7 @@ class Engine:
         if self.phase < 0:
             return ()
         rule = self.config.phases[self.phase]
-        watched = self.watch.log_e + self.watch.log_weight + math.log(len(self._ordered))
+        watched = self.watch.log_e + self.watch.log_weight
         found = []
         for i, standing in enumerate(self._standings()):
             seen = self._observed(standing.gate)
@@ -338,7 +345,7 @@ class Engine:
                     interval=seen.interval,
                     requests=seen.requests,
                     requests_baseline=seen.requests_baseline,
-                    log_e_breach=float((watched[:, i] - self.watch.threshold).max()),
+                    log_e_breach=float(np.logaddexp.reduce(watched[:, i] - self.watch.threshold)),
                     log_e_proof=standing.have,
                     log_e_needed=standing.needed,
                     missing=missing,
@@ -360,4 +367,3 @@ class _Standing:
     have: float
     needed: float
     wider: bool
-

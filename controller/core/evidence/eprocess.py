@@ -53,7 +53,15 @@ class Wealth:
     E-processes that advance together, one scrape at a time. Axes: pace (what shares cap and block), row, effect size.
     """
 
-    def __init__(self, *, cap: Sequence[float], block: Sequence[int], every: Sequence[int], at_once: Sequence[float], shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        *,
+        cap: Sequence[float],
+        block: Sequence[int],
+        every: Sequence[int],
+        at_once: Sequence[float],
+        shape: tuple[int, int],
+    ) -> None:
         """
         Args:
             cap: Nats that a block may add, per pace.

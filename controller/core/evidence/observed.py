@@ -26,6 +26,7 @@ class Observed:
         limit: In the unit of `value`.
         interval: Of `value`; None without data.
         requests, requests_baseline: Trials.
+        relative: The limit is a ratio to the baseline.
     """
 
     value: float
@@ -34,11 +35,13 @@ class Observed:
     interval: Interval | None
     requests: float
     requests_baseline: float
+    relative: bool = False
 
     @property
     def beyond(self) -> bool:
-        """The whole interval lies beyond the limit."""
-        return self.interval is not None and self.interval[0] > self.limit
+        """The whole interval lies beyond the limit, and beyond what the baseline shows where that breaks the limit itself (an incident)."""
+        allowed = self.limit if self.relative or math.isnan(self.baseline) else max(self.limit, self.baseline)
+        return self.interval is not None and self.interval[0] > allowed
 
 
 def observe(gate: Gate, config: EngineConfig, tally: Array, reference: Reference, *, look_closely: bool = True) -> Observed:
@@ -66,9 +69,9 @@ def observe(gate: Gate, config: EngineConfig, tally: Array, reference: Reference
             buckets = tally[:, h.first : h.total + 1]
             n, m = (float(v) for v in buckets[:, -1])
             own, other = (Shape(h.edges, row).quantile(gate.q) if row[-1] > 0 else math.nan for row in buckets)
-            relative = isinstance(gate, QuantileMargin)
             value, limit = (_over(own, other), 1 + gate.margin) if isinstance(gate, QuantileMargin) else (own, gate.limit)
     interval: Interval | None = None
+    relative = isinstance(gate, MeanMargin | QuantileMargin)
     if (look_closely or value > limit) and not math.isnan(value):
         match gate:
             case RateLimit():
@@ -77,7 +80,9 @@ def observe(gate: Gate, config: EngineConfig, tally: Array, reference: Reference
                 interval = _ratio_interval(value, reference.variance_of(gate.name) / (other * other), n, m, config.interval_alpha)
             case QuantileLimit() | QuantileMargin():
                 interval = _quantile_interval(h.edges, buckets, gate.q, config.interval_alpha, relative=relative)
-    return Observed(value=value, baseline=other, limit=limit, interval=interval, requests=n, requests_baseline=m)
+    return Observed(
+        value=value, baseline=other, limit=limit, interval=interval, requests=n, requests_baseline=m, relative=relative
+    )
 
 
 def _ratio_interval(ratio: float, cv2: float, n: float, m: float, alpha: float) -> Interval | None:

@@ -18,8 +18,17 @@ from controller.core.evidence.reference import SURPRISE, Reference
 from controller.core.evidence.streams import Streams
 from controller.core.evidence.watch import Closed
 
-RATIOS = 1 / np.array([1.1, 1.25, 1.6, 3.0, 10.0])
-"""Alternatives better than the margin, as odds or rate ratios."""
+RATE_RATIOS = 1 / np.array([1.2, 1.6, 3.0, 10.0])
+"""Alternatives better than the margin, as odds or rate ratios: a good candidate fails a tenth as often as it may, or half as often."""
+
+SHARE_RATIOS = 1 / np.array([1.12, 1.3, 1.75])
+"""The same for exceedances of a threshold: 5 % faster than the margin moves the odds at the median by 1.15, 10 % by 1.3, at the p95 by 1.8."""
+
+EFFECTS = (0.04, 0.10, 0.25)
+"""Differences below the margin of a mean, in units of the baseline's mean."""
+
+FRESH, CARRIED, WHOLE = 0, 1, 2
+"""Layers of evidence: this phase alone; with the shadow phase before it; everything since the rollout began."""
 
 MEAN_CAP = 5.0
 """Nats that one block of a mean may add."""
@@ -44,15 +53,14 @@ class Proof:
         self.rate: Array = np.minimum(self.limit[:, None] * k, 0.9)[:, :, None]
         self.share: Array = odds(np.array([1 - g.q for g in limits])[:, None], k[None, :])[:, :, None]
         self.kappa_mean: Array = (1 + k[None, :] * np.array([g.margin for g in averages])[:, None])[:, :, None]
-        shape = (len(k), len(RATIOS))
-        # leading axis: carried from shadow, this phase alone
-        self.rate_limit: Array = np.zeros((2, self.nr, *shape))
-        self.rate_ratio: Array = np.zeros((2, self.nr, *shape))
-        self.quantile: Array = np.zeros((2, self.nq, *shape))
-        self.relative: Array = np.zeros((2, self.nm, *shape))
-        self.mean: Array = np.zeros((2, self.nc, len(k), len(means.EFFECTS)))
+        # axes: layer, gate, multiple, alternative
+        self.rate_limit: Array = np.zeros((3, self.nr, len(k), len(RATE_RATIOS)))
+        self.rate_ratio: Array = np.zeros((3, self.nr, len(k), len(RATE_RATIOS)))
+        self.quantile: Array = np.zeros((3, self.nq, len(k), len(SHARE_RATIOS)))
+        self.relative: Array = np.zeros((3, self.nm, len(k), len(SHARE_RATIOS)))
+        self.mean: Array = np.zeros((3, self.nc, len(k), len(EFFECTS)))
         self.mean_block: Array = np.zeros((4, self.nc))
-        self.delayed: Array = np.zeros((self.nr, *shape))
+        self.delayed: Array = np.zeros(self.rate_limit.shape[1:])
         """Evidence of the last minute against absolute limits: left out too if the next minute is an incident."""
         self.incident_blocks = CALM_BLOCKS
         """Minutes since the baseline breached a limit."""
@@ -60,9 +68,9 @@ class Proof:
     def begin(self, *, carry: bool) -> None:
         """A phase begins; `carry` keeps the evidence of the shadow phase before it."""
         for table in (self.rate_limit, self.rate_ratio, self.quantile, self.relative, self.mean):
-            table[1] = 0.0
+            table[FRESH] = 0.0
             if not carry:
-                table[0] = 0.0
+                table[CARRIED] = 0.0
         self.mean_block[:] = 0.0
         self.delayed[:] = 0.0
 
@@ -82,7 +90,7 @@ class Proof:
         self._rates(xc[:nr], nc[:nr], xb[:nr], nb[:nr], c, reference)
         if nq:
             phi = noise.phi(share[:nq], c * nc[nr:a], None, noise.tau2[:nq])[:, None, None]
-            lr = limit_log_lr(xc[nr:a, None, None], nc[nr:a, None, None], self.share, RATIOS) / phi
+            lr = limit_log_lr(xc[nr:a, None, None], nc[nr:a, None, None], self.share, SHARE_RATIOS) / phi
             self.quantile += grained(lr)
         if nm:
             index = np.stack([np.arange(streams.at(k).start, streams.at(k).stop) for k in self.multiples], axis=1)
@@ -93,7 +101,7 @@ class Proof:
                 xb[a:, None, None],
                 nb[a:, None, None],
                 share[nq:, None, None],
-                RATIOS,
+                SHARE_RATIOS,
             )
             self.relative += grained(lr / phi)
         if self.nc:
@@ -109,7 +117,7 @@ class Proof:
             xb[:, None, None],
             nb[:, None, None],
             np.maximum(self.rate / reference.mean_rate[:, None, None], 1.0),
-            RATIOS,
+            RATE_RATIOS,
         )
         phi = count_phi(reference.clustering, reference.mean_rate * c * nc, reference.mean_rate * c * nb)[:, None, None]
         self.rate_ratio += grained(ratio / phi)
@@ -118,7 +126,7 @@ class Proof:
             if calm:
                 self.rate_limit += self.delayed
             phi = count_phi(reference.clustering, reference.mean_rate * c * nc, None)[:, None, None]
-            lr = limit_log_lr(xc[:, None, None], nc[:, None, None], self.rate, RATIOS) / phi
+            lr = limit_log_lr(xc[:, None, None], nc[:, None, None], self.rate, RATE_RATIOS) / phi
             self.delayed = grained(lr) if calm else np.zeros_like(self.delayed)
             self.incident_blocks = min(self.incident_blocks + 1, CALM_BLOCKS)
         else:
@@ -136,27 +144,26 @@ class Proof:
         kappa = self.kappa_mean
         difference = kappa * ab[:, None, None] / b - ac[:, None, None] / c
         variance = means.margin_variance(np.where(full, s2, 1.0)[:, None, None], kappa, c, b)
-        effect = np.array(means.EFFECTS) * mu[:, None, None]
+        effect = np.array(EFFECTS) * mu[:, None, None]
         lr = np.minimum(means.mean_log_lr(difference, variance, effect), MEAN_CAP)
         self.mean += np.where(full[:, None, None], grained(lr), 0.0)
         self.mean_block[:, full] = 0.0
 
-    def log_e(self, multiple: float) -> tuple[Array, Array]:
+    def log_e(self, multiple: float) -> Array:
         """
         Args:
             multiple: Of the margins.
 
         Returns:
-            Log e-values per gate: with what was carried, and of this phase alone. A rate's is the average of its comparison with the
-            limit and with the baseline, both e-values for the same null.
+            Log e-values, shape (layers, gates). A rate's is the average of its comparison with the limit and with the baseline, both e-values
+            for the same null.
         """
         k = self.multiples.index(multiple)
         limit = log_mean_exp(self.rate_limit[:, :, k], axis=2)
         ratio = log_mean_exp(self.rate_ratio[:, :, k], axis=2)
         rates = np.logaddexp(limit, ratio) - np.log(2)
         rest = [log_mean_exp(t[:, :, k], axis=2) for t in (self.quantile, self.relative, self.mean)]
-        both = np.concatenate([rates, *rest], axis=1)
-        return both[0], both[1]
+        return np.concatenate([rates, *rest], axis=1)
 
     @property
     def calm(self) -> bool:

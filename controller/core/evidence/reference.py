@@ -5,7 +5,9 @@ Everything here comes from data before the block it is used for (predictable), s
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
+from controller.core.evidence import gusts
 from controller.core.evidence.config import EngineConfig, MeanMargin, RateLimit
 from controller.core.evidence.overdispersion import clustering, long_run_noise
 from controller.core.evidence.rates import Array, unlikely_at
@@ -28,6 +30,16 @@ bursts do not keep to minutes, and hit several kinds of failure at once. Leaving
 more patient."""
 
 
+GUST_SEEN = 0.5
+"""Failures that a calm minute must have for the strength of a gust to be read off it: of rare ones only the strongest would be seen."""
+
+SPARED = 2.0
+"""A rate that fails at most this many times as often as in calm weather while others have gusts has none with them."""
+
+GUSTS_MIN = 5
+"""Minutes of gusts that are needed for that."""
+
+
 class Reference:
     """Learned from baseline-only history, then carried along with each scrape of the rollout."""
 
@@ -46,8 +58,9 @@ class Reference:
         self.mean_rate: Array = self.limit * RATE_UNKNOWN
         self.calm_rate: Array = self.mean_rate.copy()
         self.clustering: Array = np.full(len(self._rates), 0.1)
-        self.clustering_all: Array = np.full(len(self._rates), 1.0)
-        """The same with bursts left in; 1 where no history tells."""
+        self.gust_entry: Array = np.full(len(self._rates), gusts.ENTRY)
+        self.gust_stay: Array = np.full(len(self._rates), gusts.STAY)
+        self.gust_factor: Array = np.full(len(self._rates), gusts.FACTOR)
         self.noise: Array = np.zeros(len(config.histograms))
         self.mean_sums: Array = np.zeros((4, len(self._means)))
         """Blocks, requests, amount, and sum of amount^2 / requests, per mean."""
@@ -80,24 +93,37 @@ class Reference:
         self._guess()
         calm = self.mean_rate.copy()
         kept = np.ones(len(x), dtype=bool)
+        gust = np.zeros(x.shape, dtype=bool)
         for _ in range(4):  # each round drops bursts that the round before still held in its rate
-            gust = np.any(unlikely_at(x, n * calm) > GUSTY, axis=1)
-            near = gust.copy()
-            near[1:] |= gust[:-1]
-            near[:-1] |= gust[1:]
+            gust = unlikely_at(x, n * calm) > GUSTY
+            near = np.any(gust, axis=1)
+            near[1:] |= np.any(gust[:-1], axis=1)
+            near[:-1] |= np.any(gust[1:], axis=1)
             if near.mean() > 0.5:
                 break
             kept = ~near
             calm = self._shrunk(x[kept].sum(axis=0), n[kept].sum(axis=0))
         self.calm_rate = np.minimum(calm, self.mean_rate)
         for j in range(len(self.limit)):
-            for rate, table, at in (
-                (self.calm_rate, self.clustering, kept),
-                (self.mean_rate, self.clustering_all, np.ones_like(kept)),
-            ):
-                seen = at & (n[:, j] > 0)
-                table[j] = clustering(x[seen, j], n[seen, j] * rate[j])
-        self.clustering_all = np.maximum(self.clustering_all, self.clustering)
+            self.gust_entry[j], self.gust_stay[j] = gusts.habits(self._hits(j, gust, x, n))
+            seen = kept & (n[:, j] > 0)
+            self.clustering[j] = clustering(x[seen, j], n[seen, j] * self.calm_rate[j])
+            expected = n[:, j] * self.calm_rate[j]
+            strong = gust[:, j] & (expected >= GUST_SEEN)
+            if strong.sum() >= GUSTS_MIN:
+                factor = float(np.quantile(x[strong, j] / expected[strong], 0.9))
+                self.gust_factor[j] = min(max(factor, 1.0), gusts.FACTOR_MAX)
+
+    def _hits(self, j: int, gust: NDArray[np.bool_], x: Array, n: Array) -> NDArray[np.bool_]:
+        """
+        Minutes of history in which rate j had a gust. Seldom failures do not show one; so a gust of the other rates counts, unless
+        j is seen to be spared by them.
+        """
+        others = np.any(np.delete(gust, j, axis=1), axis=1)
+        failures, expected = float(x[others, j].sum()), float(n[others, j].sum() * self.calm_rate[j])
+        spared = expected >= 1 and failures <= SPARED * expected
+        own: NDArray[np.bool_] = gust[:, j] if spared else np.any(gust, axis=1)
+        return own
 
     def _guess(self) -> None:
         rate = self._shrunk(*self.events)

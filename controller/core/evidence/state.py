@@ -17,12 +17,25 @@ from controller.core.evidence.watch import Breach
 VERSION = 1
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "reference": ("scrapes", "recent", "events", "mean_rate", "calm_rate", "clustering", "clustering_all", "noise", "mean_sums"),
+    "reference": (
+        "scrapes",
+        "recent",
+        "events",
+        "mean_rate",
+        "calm_rate",
+        "clustering",
+        "gust_entry",
+        "gust_stay",
+        "gust_factor",
+        "noise",
+        "mean_sums",
+    ),
     "noise": ("prior", "tau2", "sums", "blocks", "queue", "last", "products", "precision", "count"),
     "proof": ("rate_limit", "rate_ratio", "quantile", "relative", "mean", "mean_block", "delayed", "incident_blocks"),
-    "watch": ("log_e", "mean_block"),
+    "watch": ("log_e", "mean_block", "surge"),
     "counters": ("t", "last"),
 }
+WEATHER = ("null", "other")
 WEALTH = ("base", "run", "age", "blocks", "phase_weight")
 OWN = ("phase", "furthest", "pending", "pending_scrapes", "tally", "share")
 
@@ -37,6 +50,8 @@ def dump(engine: Engine) -> dict[str, Any]:
     for part, names in PARTS.items():
         state[part] = {n: _plain(getattr(getattr(engine, part), n)) for n in names}
     state["wealth"] = {n: _plain(getattr(engine.watch.wealth, n)) for n in WEALTH}
+    for name in ("weather", "weather_both"):
+        state[name] = {n: _plain(getattr(getattr(engine.watch, name), n)) for n in WEATHER}
     state["engine"] = {n: _plain(getattr(engine, n)) for n in OWN}
     state["streams_from"] = _plain(engine.compiled_from)
     b = engine.breach
@@ -64,6 +79,8 @@ def load(config: EngineConfig, state: dict[str, Any]) -> Engine:
     for part, names in PARTS.items():
         _fill(getattr(engine, part), names, state[part])
     _fill(engine.watch.wealth, WEALTH, state["wealth"])
+    for name in ("weather", "weather_both"):
+        _fill(getattr(engine.watch, name), WEATHER, state[name])
     _fill(engine, OWN, state["engine"])
     if engine.phase >= 0:
         engine.watch.alone = config.phases[engine.phase].alone

@@ -37,8 +37,8 @@ class Finding:
         interval: Anytime-valid 95 % interval in the unit of `observed`; None without data.
         requests: Candidate's trials in this phase.
         requests_baseline: Baseline's.
-        log_e_breach: Log of (this gate's part of the evidence against "within the margin" over what a rollback needs), largest over the
-            rungs; 0 would decide alone.
+        log_e_breach: Log of (this gate's part of the evidence against "within the margin" over what a rollback needs); 0 would decide
+            alone.
         log_e_proof: Log e-value against "at or beyond the margin" at this phase's multiple.
         log_e_needed: What `log_e_proof` must reach; 0 for a leaning gate, -inf if nothing is asked.
         missing: Candidate's requests until then at the rate seen so far; 0 when proven, None if the data do not lean that way.
@@ -84,7 +84,7 @@ class Verdict:
         phase: Index of the phase judged.
         gate: The metric that decided a rollback; "" otherwise.
         rung: The severity at which it did; "" otherwise.
-        log_e: The combined evidence of that rung.
+        log_e: Log of the combined evidence.
         findings: Every gate.
     """
 

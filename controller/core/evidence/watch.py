@@ -5,7 +5,8 @@ For each rung (the SLO, 2.5 times its margin, a catastrophe) and each metric the
 quantile must be beyond their limit and worse than the baseline at the same time, so they have two rows each and count the smaller
 (an e-process for the union of both nulls): an incident that both arms share is no evidence against the candidate. Where the baseline fails
 too rarely to be compared with, that comparison learns nothing; so a rate's evidence is a weighted average of this pair and of a third row: the
-limit alone, in minutes in which the baseline is calm, softened by all the burstiness that history has shown.
+limit alone, in minutes in which the baseline is calm. Rates have gusts (`gusts`): by the minute they are left aside, and a catastrophe, which is judged
+by the scrape, must be worse than they are.
 """
 
 import math
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from controller.core.evidence import means
 from controller.core.evidence.config import EngineConfig, Gate, MeanMargin, QuantileLimit, QuantileMargin, RateLimit
 from controller.core.evidence.eprocess import Wealth, log_mean_exp
-from controller.core.evidence.overdispersion import PHI_MIN, PrivateNoise, count_phi
+from controller.core.evidence.gusts import GUSTS, Weather
+from controller.core.evidence.overdispersion import PHI_MIN, PrivateNoise
 from controller.core.evidence.rates import Array, limit_steps, odds, part, unlikely_at
 from controller.core.evidence.reference import Reference
 from controller.core.evidence.streams import Counts, Streams
@@ -27,16 +29,20 @@ SURGE = 3.0
 """A minute whose count of the baseline's failures has probability below e^-3 at its calm rate is left out of the limit alone. The choice
 rests on the baseline, never on the candidate."""
 
-ALONE = 0.25
+ALONE = 0.75
 """Weight of the limit alone in a rate's evidence."""
 
-GUST = 1.15
-"""What the limit alone is stretched by: bursts of one arm are part of its long-run mean, but not of the limit."""
+RESTLESS, RESTLESS_DECAY = 1.0, 0.8
+"""The baseline is restless while its failures of the last scrapes (which fade by the second number a scrape) have probability below e^-1 at its calm
+rate."""
+
+RESTLESS_WORSE = 5.0
+"""How much worse than usual, against a restless baseline, a catastrophe must be: a gust of one arm may fall into one of both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breach:
-    """A rung's evidence has reached its threshold; `gate` is the metric that contributed most."""
+    """The evidence of all rungs together has reached what a rollback needs; `rung` contributed most to it, and `gate` most to the rung."""
 
     rung: str
     gate: str
@@ -90,23 +96,30 @@ class Watch:
         averages = [g for g in config.gates if isinstance(g, MeanMargin)]
         self.gates: list[Gate] = [*rates, *limits, *margins, *averages]
         self.nr, self.nq, self.nm, self.nc = len(rates), len(limits), len(margins), len(averages)
-        # rows: absolute (rates, quantiles), contrast (rates, absolute quantiles, relative quantiles), then once a block means and limits alone
+        # rows of every scrape: absolute (rates, quantiles), contrast (rates, absolute quantiles, relative quantiles);
+        # rows of every block: means, and rates against the limit, against the baseline, and against the limit while the baseline is calm
         self.absolute = self.nr + self.nq
         self.contrasts = self.absolute + self.nm
-        self.rows = self.absolute + self.contrasts + self.nc + self.nr
+        self.rows = self.absolute + self.contrasts + self.nc + 3 * self.nr
         # axes: rung, gate, ratio
         multiple = np.array([r.multiple for r in rungs])
         allowed = np.array([*(g.limit for g in rates), *(1 - g.q for g in limits)])
+        self.multiple: Array = multiple[:, None]
         self.ratio: Array = np.array([r.ratios for r in rungs])[:, None, :]
         self.limit: Array = odds(allowed[None, :], multiple[:, None])[:, :, None]
         self._limit_steps = limit_steps(self.limit, self.ratio)
-        self._gust_steps = limit_steps(np.minimum(GUST * self.limit[:, : self.nr], 0.95), self.ratio)
+        grid = np.broadcast_to(np.array(GUSTS), (len(rungs), 1, len(GUSTS)))
+        self._weather_steps = limit_steps(self.limit[:, : self.nr], np.concatenate([self.ratio, grid], axis=2))
+        self._weather_ratios: Array = np.concatenate([self.ratio, grid, 1.0 / grid], axis=2, dtype=np.float64)
+        self._allowed: Array = np.array([g.limit for g in rates])
         self.worse: Array = np.array([r.worse for r in rungs])[:, None]
         self.kappa_mean: Array = 1 + multiple[:, None, None] * np.array([g.margin for g in averages])[None, :, None]
-        self.noisy: Array = np.array([float(r.private_noise) for r in rungs])[:, None]
-        weight = np.array([g.weight for g in self.gates])
-        self.log_weight: Array = np.log(weight / weight.sum())
+        self.sudden: NDArray[np.bool_] = np.array([r.sudden for r in rungs])[:, None]
+        self.noisy: Array = np.where(self.sudden, 0.0, 1.0)
+        weight = np.array([[g.weight * (r.rates if isinstance(g, RateLimit) else 1.0) for g in self.gates] for r in rungs])
+        self.log_weight: Array = np.log(weight / weight.sum(axis=1, keepdims=True))
         self.threshold: Array = np.log(1 / np.array([r.alpha for r in rungs]))
+        self.log_needed = math.log(1 / sum(r.alpha for r in rungs))
         quarter = config.block_scrapes / 4
         self.wealth = Wealth(
             cap=[r.cap_nats for r in rungs],
@@ -118,6 +131,10 @@ class Watch:
         self.log_e: Array = np.zeros((len(rungs), len(self.gates)))
         self.mean_block: Array = np.zeros((4, self.nc))
         """Candidate's requests and amount, baseline's requests and amount, since the last block of a mean."""
+        self.weather = Weather(1, (len(rungs), self.nr, self.ratio.shape[2]))
+        self.weather_both = Weather(2, (len(rungs), self.nr, self.ratio.shape[2]))
+        self.surge: Array = np.zeros((2, self.nr))
+        """Failures and requests of the baseline's last scrapes, fading."""
         self.alone = False
         self._bets: _Bets | None = None
         self._pick: NDArray[np.intp] = np.zeros((2, 0, 0), dtype=np.intp)
@@ -132,7 +149,7 @@ class Watch:
                 is dropped.
         """
         if alone and not self.alone:
-            for rows in (slice(0, self.absolute), slice(self.rows - self.nr, self.rows)):
+            for rows in (slice(0, self.absolute), slice(self.rows - 3 * self.nr, self.rows)):
                 self.wealth.base[:, rows] = -np.inf
                 self.wealth.run[:, rows] = 0.0
         self.alone = alone
@@ -161,25 +178,33 @@ class Watch:
             noise: Private to the arms.
         """
         rungs, nr, nq = len(self._config.rungs), self.nr, self.nq
-        own_limit, other_limit = self._limit_steps
+        own_limit, other_limit = (steps.copy() for steps in self._limit_steps)
+        # rates: scrape by scrape on sudden rungs only, and there only what is worse than the strongest gusts
+        gusty = odds(self._allowed, np.maximum(self.multiple, reference.gust_factor))
+        on = self.sudden[:, :, None]
+        for steps, gust_steps in zip((own_limit, other_limit), limit_steps(gusty[:, :, None], self.ratio), strict=True):
+            steps[:, :nr] = np.where(on, gust_steps, 0.0)
         better = odds(share[None, :, None], self.ratio)
-        events = np.concatenate([np.broadcast_to(self.ratio, (rungs, nr, self.ratio.shape[2])), better / share[None, :, None]], axis=1)
-        others = np.concatenate([np.ones((rungs, nr, self.ratio.shape[2])), (1 - better) / (1 - share[None, :, None])], axis=1)
-        kappa = self.worse * np.maximum(reference.limit / reference.calm_rate, 1.0)
+        rates = np.where(on, np.broadcast_to(self.ratio, (rungs, nr, self.ratio.shape[2])), 1.0)
+        events = np.concatenate([rates, better / share[None, :, None]], axis=1)
+        others = np.concatenate([np.ones_like(rates), (1 - better) / (1 - share[None, :, None])], axis=1)
         spread = share * (1 - share)
-        clustering = reference.clustering[None, :]
-        relative = np.concatenate([2 * clustering * reference.calm_rate * self.noisy, self.noisy * noise.tau2 / spread], axis=1)
-        absolute = np.concatenate(
-            [self.noisy * clustering * self.limit[:, :nr, 0], self.noisy * noise.tau2[:nq] / spread[:nq]], axis=1
-        )
+        clustering = self.sudden * reference.clustering
+        relative = np.concatenate([2 * clustering * reference.calm_rate, self.noisy * noise.tau2 / spread], axis=1)
+        absolute = np.concatenate([clustering * gusty, self.noisy * noise.tau2[:nq] / spread[:nq]], axis=1)
         self._bets = _Bets(
             event=np.concatenate([own_limit, np.log(events)], axis=1),
             other=np.concatenate([other_limit, np.log(others)], axis=1),
             more_events=events - 1,
             more_others=others - 1,
-            stretch=np.concatenate([kappa, np.ones((rungs, self.contrasts - nr))], axis=1),
+            stretch=np.concatenate([self._kappa(reference), np.ones((rungs, self.contrasts - nr))], axis=1),
             noise=np.concatenate([absolute, relative], axis=1),
         )
+
+    def _kappa(self, reference: Reference) -> Array:
+        """Rate ratio to the baseline at the margin, per rung and rate."""
+        kappa: Array = self.worse * np.maximum(reference.limit / reference.calm_rate, 1.0)
+        return kappa
 
     def step(self, counts: Counts, per_block: float, closed: Closed | None, reference: Reference) -> Breach | None:
         """
@@ -190,25 +215,33 @@ class Watch:
             reference: Of the baseline.
 
         Returns:
-            What must roll back, if anything.
+            What must roll back, if anything: when the average of the rungs' e-values, weighted by their alphas, reaches one over the sum of
+            the alphas. That is an e-value too, and reaches it no later than some rung its own threshold.
         """
-        rest = None if closed is None else np.concatenate([self._means(closed.amounts, reference), self._alone(closed, reference)], axis=1)
-        rows = self.wealth.add(self._counts(counts, per_block), rest)
-        nr, a, b = self.nr, self.absolute, self.absolute + self.contrasts
+        rest = None
+        if closed is not None:
+            rest = np.concatenate([self._means(closed.amounts, reference), *self._rates(closed, reference)], axis=1)
+        rows = self.wealth.add(self._counts(counts, per_block, reference), rest)
+        nr, a = self.nr, self.absolute
+        block = a + self.contrasts
         self.log_e[:, :a] = rows[:, :a] if self.alone else np.minimum(rows[:, :a], rows[:, a : 2 * a])
-        self.log_e[:, a:] = rows[:, 2 * a : b + self.nc]
+        self.log_e[:, a:] = rows[:, 2 * a : block + self.nc]
         if nr:
-            limit_alone = rows[:, b + self.nc :]
+            limit, ratio, alone = np.split(rows[:, block + self.nc :], 3, axis=1)
             if not self.alone:
-                limit_alone = np.logaddexp(self.log_e[:, :nr] + math.log(1 - ALONE), limit_alone + math.log(ALONE))
-            self.log_e[:, :nr] = np.where(self.noisy > 0, limit_alone, self.log_e[:, :nr])
-        combined = self.combined()
-        for i in np.flatnonzero(combined >= self.threshold)[::-1]:
-            gate = self.gates[int(np.argmax(self.log_e[i] + self.log_weight))]
-            return Breach(
-                rung=self._config.rungs[i].name, gate=gate.name, log_e=float(combined[i]), log_needed=float(self.threshold[i])
-            )
-        return None
+                alone = np.logaddexp(np.minimum(limit, ratio) + math.log(1 - ALONE), alone + math.log(ALONE))
+            self.log_e[:, :nr] = np.where(self.sudden, self.log_e[:, :nr], alone)
+        per_rung = self.combined() - self.threshold
+        total = float(np.exp(per_rung).sum())
+        if total < 1:
+            return None
+        i = int(np.argmax(per_rung))
+        return Breach(
+            rung=self._config.rungs[i].name,
+            gate=self.gates[int(np.argmax(self.log_e[i] + self.log_weight[i]))].name,
+            log_e=math.log(total) + self.log_needed,
+            log_needed=self.log_needed,
+        )
 
     def combined(self) -> Array:
         """
@@ -219,7 +252,7 @@ class Watch:
         """
         return log_mean_exp(self.log_e + self.log_weight, axis=1) + math.log(len(self.gates))
 
-    def _counts(self, counts: Counts, per_block: float) -> Array:
+    def _counts(self, counts: Counts, per_block: float, reference: Reference) -> Array:
         """Log-likelihood ratios of one scrape: `limit_log_lr` of the absolute rows, `contrast` of the others, softened by phi."""
         bets = self._bets
         assert bets is not None
@@ -230,6 +263,12 @@ class Watch:
         against = other[:, a:]
         xb, nb = counts.xb[against], counts.nb[against]
         weighted = bets.stretch * n[:, a:]
+        if self.nr:
+            failed, seen = self.surge
+            weighted[:, : self.nr] *= np.where(unlikely_at(failed, seen * reference.calm_rate) > RESTLESS, RESTLESS_WORSE, 1.0)
+            self.surge *= RESTLESS_DECAY
+            failed += counts.xb[: self.nr]
+            seen += counts.nb[: self.nr]
         share = part(weighted, nb)
         f = share[:, :, None]
         events = x[:, a:] + xb
@@ -259,12 +298,26 @@ class Watch:
         self.mean_block[:, full] = 0.0
         return table
 
-    def _alone(self, closed: Closed, reference: Reference) -> Array:
-        nr = self.nr
-        counts = closed.counts
-        xc, nc, xb, nb = counts.xc[:nr], counts.nc[:nr], counts.xb[:nr], counts.nb[:nr]
+    def _rates(self, closed: Closed, reference: Reference) -> tuple[Array, Array, Array]:
+        """A block's evidence of the rates on the rungs that are not sudden, gusts left aside: limit, contrast, limit while the baseline is calm."""
+        nr, ratios = self.nr, self.ratio.shape[2]
+        if nr == 0:
+            empty = np.zeros((len(self._config.rungs), 0, ratios))
+            return empty, empty, empty
+        xc, nc, xb, nb = (v[:nr] for v in closed.counts)
+        entry, stay = reference.gust_entry, reference.gust_stay
+        event, other = self._weather_steps
+        phi = PHI_MIN + reference.clustering * self.limit[:, :nr, 0] * (nc * closed.per_block)
+        lr = (xc[:, None] * event + (nc - xc)[:, None] * other) / phi[:, :, None]
+        limit = self.weather.step(lr[:, :, :ratios], [lr[:, :, ratios:]], entry, stay)
+        weighted = self._kappa(reference) * nc
+        share = part(weighted, nb)
+        phi = PHI_MIN + 2 * reference.clustering * reference.calm_rate * weighted * (1 - share) * closed.per_block
+        bad = self._weather_ratios
+        lr = (xc[:, None] * np.log(bad) - (xc + xb)[:, None] * np.log1p(share[:, :, None] * (bad - 1))) / phi[:, :, None]
+        contrast = self.weather_both.step(
+            lr[:, :, :ratios], [lr[:, :, ratios : ratios + len(GUSTS)], lr[:, :, ratios + len(GUSTS) :]], entry, stay
+        )
         calm = ((nb > 0) | self.alone) & (unlikely_at(xb, nb * reference.calm_rate) < SURGE)
-        phi = count_phi(reference.clustering_all, self.limit[:, :nr, 0] * nc * closed.per_block, None)[:, :, None]
-        event, other = self._gust_steps
-        lr = xc[None, :, None] * event + (nc - xc)[None, :, None] * other
-        return np.where(calm[None, :, None] & (self.noisy[:, :, None] > 0), lr / phi, 0.0)
+        on = ~self.sudden[:, :, None]
+        return np.where(on, limit, 0.0), np.where(on, contrast, 0.0), np.where(on & calm[:, None], limit, 0.0)

@@ -24,7 +24,7 @@ from controller.core.evidence.config import (
     graduated,
 )
 from controller.core.evidence.engine import Engine
-from controller.core.evidence.increments import Problem
+from controller.core.evidence.increments import Problem, Vector, as_row
 from controller.core.evidence.watch import Breach
 
 REQUESTS = "requests"
@@ -68,8 +68,11 @@ def main(stdin: IO[str], stdout: IO[str], *, evidence_required: bool = False) ->
         if not line.strip():
             continue
         try:
-            answer = _handle(desks, orjson.loads(line), evidence_required)
-        except (KeyError, TypeError, ValueError) as exc:
+            message = orjson.loads(line)
+            if not isinstance(message, dict):
+                raise TypeError("a message is an object")
+            answer = _handle(desks, message, evidence_required)
+        except (LookupError, TypeError, ValueError) as exc:
             answer, status = {"error": f"{type(exc).__name__}: {exc}", "decision": "hold"}, 2
         if answer is not None:
             stdout.write(json.dumps(answer) + "\n")
@@ -81,6 +84,7 @@ def _handle(desks: dict[str, "Desk"], message: Mapping[str, Any], evidence_requi
     name = str(message.get("rollout", ""))
     match message.get("type"):
         case "init":
+            desks.pop(name, None)  # nothing goes on under the name of an init that was refused
             desks[name] = Desk(config_of(message, evidence_required=evidence_required))
             return None
         case "phase":
@@ -98,7 +102,7 @@ class Desk:
 
     def __init__(self, config: EngineConfig) -> None:
         self.engine = Engine(config)
-        self._history: list[Sequence[float]] = []
+        self._history: list[Vector] = []
         self._last: tuple[float, Sequence[float]] | None = None
 
     def tick(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +125,10 @@ class Desk:
     def scrape(self, t: float, phase: int, cand: Sequence[float], base: Sequence[float]) -> Breach | Problem | None:
         """One scrape; phase -1 is history of the baseline."""
         if phase < 0:
-            self._history.append(base)
+            row = as_row(base, len(self.engine.config.columns))
+            if isinstance(row, Problem):
+                return row
+            self._history.append(row)
             self._last = (t, cand)
             return None
         if self._history and self._last is not None:
@@ -153,6 +160,10 @@ def config_of(init: Mapping[str, Any], *, evidence_required: bool = False) -> En
     columns = tuple(str(c) for c in init["columns"])
     bounds = tuple(float(b) for b in init["bounds"])
     slo = init["slo"]
+    for name in ("latency", "ttft"):
+        buckets = sum(c.startswith(f"{name}_le_") for c in columns)
+        if buckets not in (0, len(bounds) + 1):
+            raise ValueError(f"{buckets} buckets of {name!r} for {len(bounds)} finite bounds and +Inf")
     histograms = tuple(
         Histogram(name=name, edges=bounds, first=columns.index(f"{name}_le_0"))
         for name in ("latency", "ttft")

@@ -33,7 +33,8 @@ class Rows:
         self.wealth.begin(weight)
 
     def add(self, log_lr: np.ndarray) -> np.ndarray:
-        return self.wealth.add(log_lr[None])[0]
+        found: np.ndarray = self.wealth.add(log_lr[None])[0]
+        return found
 
 
 def crossings(draw: Draw, *, cap: float = 1.5, block: int = 4, every: int = 5, phases: int = 4) -> float:

@@ -38,7 +38,8 @@ class Histogram:
     first: int
 
     def __post_init__(self) -> None:
-        if not self.edges or self.edges[0] <= 0 or any(b <= a for a, b in zip(self.edges, self.edges[1:], strict=False)):
+        rising = all(a < b for a, b in zip((0.0, *self.edges), (*self.edges, math.inf), strict=True))
+        if not self.edges or not rising:
             raise ValueError(f"histogram {self.name!r}: edges must be positive and rise")
 
     @property
@@ -77,8 +78,7 @@ class QuantileLimit:
 
     def __post_init__(self) -> None:
         _between(self.name, self.q)
-        if not self.limit > 0:
-            raise ValueError(f"gate {self.name!r}: limit must be positive, got {self.limit}")
+        _positive(self.name, "limit", self.limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +95,7 @@ class QuantileMargin:
 
     def __post_init__(self) -> None:
         _between(self.name, self.q)
-        if not self.margin > 0:
-            raise ValueError(f"gate {self.name!r}: margin must be positive, got {self.margin}")
+        _positive(self.name, "margin", self.margin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +111,7 @@ class MeanMargin:
     kind: Literal["mean_margin"] = "mean_margin"
 
     def __post_init__(self) -> None:
-        if not self.margin > 0:
-            raise ValueError(f"gate {self.name!r}: margin must be positive, got {self.margin}")
+        _positive(self.name, "margin", self.margin)
 
 
 Gate = RateLimit | QuantileLimit | QuantileMargin | MeanMargin
@@ -270,6 +268,18 @@ class EngineConfig:
             raise ValueError("two gates have the same name")
         if not 0 < self.scrape_s < math.inf or not 0 < self.block_s < math.inf:
             raise ValueError(f"scrape_s {self.scrape_s} and block_s {self.block_s} must be positive")
+        for g in self.gates:
+            _positive(g.name, "weight", g.weight)
+        for what, value in (
+            *((f"alpha of rung {r.name!r}", r.alpha) for r in self.rungs),
+            *((f"alpha of phase {p.name!r}", p.alpha) for p in self.phases),
+            ("alpha_rollback", self.alpha_rollback),
+            ("interval_alpha", self.interval_alpha),
+        ):
+            if not 0 < value < 1:
+                raise ValueError(f"{what}: {value} is not between 0 and 1")
+        for p in self.phases:
+            _positive(p.name, "multiple", p.multiple)
         if sum(r.alpha for r in self.rungs) > self.alpha_rollback * (1 + 1e-9):
             raise ValueError(f"the rungs spend more than alpha_rollback = {self.alpha_rollback}")
         if len({len(r.ratios) for r in self.rungs}) != 1:
@@ -306,6 +316,11 @@ class EngineConfig:
     def need(self, gate: Gate) -> Need:
         """What a gate asks, with `evidence_required` taken into account."""
         return Need.PROOF if self.evidence_required and gate.need is Need.LEANING else gate.need
+
+
+def _positive(name: str, what: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"gate {name!r}: {what} must be positive, got {value}")
 
 
 def _between(name: str, value: float) -> None:

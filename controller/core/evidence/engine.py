@@ -70,7 +70,7 @@ class Engine:
         self._mean_amount = np.array([config.column(g.amount) for g in averages], dtype=np.intp)
         self._minute = config.block_scrapes
 
-    def learn(self, t: float, cand: Sequence[float], base: Sequence[Sequence[float]]) -> None:
+    def learn(self, t: float, cand: Sequence[float] | Vector, base: Sequence[Sequence[float] | Vector]) -> None:
         """
         Baseline-only history before the first phase.
 

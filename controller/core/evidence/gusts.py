@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from controller.core.evidence.eprocess import grained, log_mean_exp
 from controller.core.evidence.rates import Array
 
-GUSTS = (3.0, 5.0, 8.0, 13.0, 21.0, 34.0)
+GUSTS = (3.0, 6.0, 12.0, 24.0)
 """How many times as often an arm may fail in a gust; each block's gust is one of them, equally likely, whatever the last block's was."""
 
 ENTRY, STAY, FACTOR = 1 / 60, 0.5, 6.0
@@ -80,6 +80,6 @@ def habits(gust: NDArray[np.bool_]) -> tuple[float, float]:
     Returns:
         Chances `entry` and `stay`, each with a prior of two observations of its default.
     """
-    minutes, entries = int(gust.sum()), int(gust[0]) + int((gust[1:] & ~gust[:-1]).sum())
+    minutes, entries = int(gust.sum()), int((gust & ~np.append([False], gust[:-1])).sum())
     entry = (entries + 2 * ENTRY * 60) / (len(gust) - minutes + 2 * 60)
     return float(min(entry, 0.2)), float((minutes - entries + 2 * STAY) / (minutes + 2))

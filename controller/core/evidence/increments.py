@@ -13,12 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.core.evidence.config import EngineConfig
+from controller.core.evidence.config import EngineConfig, RateLimit
 
 Vector = NDArray[np.float64]
 
 SLACK = 1e-9
 """Counters that travelled as text may fall by rounding; relative to the counter's size."""
+
+WHOLE = 1.0
+"""A bad event may be counted one scrape before the request that it belongs to."""
+
+ARMS = ("candidate", "baseline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,9 @@ class Counters:
         self._config = config
         self.t: float | None = None
         self.last: Vector = np.zeros((2, len(config.columns)))
+        rates = [g for g in config.gates if isinstance(g, RateLimit)]
+        self._bad = np.array([config.column(g.bad) for g in rates], dtype=np.intp)
+        self._all = np.array([config.column(g.total) for g in rates], dtype=np.intp)
         self._buckets = np.array([c for h in config.histograms for c in range(h.first, h.total)], dtype=np.intp)
 
     def step(self, t: float, cand: Sequence[float] | Vector, base: Sequence[float] | Vector) -> Step | Problem | None:
@@ -62,6 +70,8 @@ class Counters:
             return Problem("a scrape is not a vector of numbers with the same length in both arms")
         if now.shape != self.last.shape:
             return Problem(f"a scrape has {now.shape[-1]} values, the configuration {self.last.shape[1]} columns")
+        if not math.isfinite(t):
+            return Problem(f"a scrape's time is {t}")
         inc = now - self.last
         # NaN fails every comparison; `last` is finite, so what grew by a finite amount is a finite count
         if not (inc.min() >= 0 and inc.max() < math.inf):
@@ -74,6 +84,9 @@ class Counters:
         rise = np.diff(inc, axis=1)[:, self._buckets]
         if self._buckets.size and rise.min() < 0 and (wrong := self._falling(inc)):
             return Problem(f"buckets of {wrong!r} fall with rising edge: their increments do not belong together")
+        more = inc[:, self._bad] - inc[:, self._all] * (1 + SLACK)
+        if more.size and self.t is not None and more.max() > WHOLE:
+            return Problem(self._contradiction(inc, more))
         previous, self.t, self.last = self.t, t, now
         if previous is None:
             return None
@@ -87,9 +100,26 @@ class Counters:
                 return h.name
         return ""
 
+    def _contradiction(self, inc: Vector, more: Vector) -> str:
+        arm, gate = (int(i) for i in np.argwhere(more > WHOLE)[0])
+        bad, all_ = int(self._bad[gate]), int(self._all[gate])
+        names = self._config.columns
+        return f"{ARMS[arm]} has {inc[arm, bad]:g} more {names[bad]}, but {inc[arm, all_]:g} more {names[all_]}"
+
     def _name(self, now: Vector, wrong: NDArray[np.bool_]) -> str:
         arm, column = (int(i) for i in np.argwhere(wrong)[0])
-        return f"{('candidate', 'baseline')[arm]} {self._config.columns[column]} is {now[arm, column]}"
+        return f"{ARMS[arm]} {self._config.columns[column]} is {now[arm, column]}"
+
+
+def as_row(values: Sequence[float], columns: int) -> Vector | Problem:
+    """One scrape of one arm as a vector; whether its values are counts is not looked at."""
+    try:
+        row = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return Problem("a scrape is not a vector of numbers")
+    if row.shape != (columns,):
+        return Problem(f"a scrape has {row.size} values, the configuration {columns} columns")
+    return row
 
 
 def increments_of(cumulative: Vector) -> Vector:

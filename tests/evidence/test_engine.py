@@ -205,7 +205,16 @@ def test_a_breach_survives_the_journey() -> None:
             {
                 "rungs": (
                     Rung(
-                        name="r", multiple=1.0, worse=1.0, alpha=0.2, cap_nats=5.0, block=20, every=1, at_once=0.5, ratios=(2.0,)
+                        name="r",
+                        multiple=1.0,
+                        worse=1.0,
+                        alpha=0.2,
+                        cap_nats=5.0,
+                        cap_rates=5.0,
+                        block=20,
+                        every=1,
+                        at_once=0.5,
+                        ratios=(2.0,),
                     ),
                 )
             },

@@ -27,7 +27,7 @@ class Rows:
     """One e-process per replicate, side by side."""
 
     def __init__(self, cap: float, block: int, every: int, at_once: float = 0.6) -> None:
-        self.wealth = Wealth(cap=[cap], block=[block], every=[every], at_once=[at_once], shape=(ROWS, 4))
+        self.wealth = Wealth(cap=np.array([[cap]]), block=[block], every=[every], at_once=[at_once], shape=(ROWS, 4))
 
     def begin(self, weight: float) -> None:
         self.wealth.begin(weight)

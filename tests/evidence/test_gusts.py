@@ -38,9 +38,12 @@ class Sky:
         return np.where(self.wild, self.factor, 1.0)[:, None]
 
 
-def against_the_limit(rate: float, requests: int, sky: Sky, *, cap: float = 2.0) -> np.ndarray:
+def against_the_limit(rate: float, requests: int, sky: Sky, *, cap: float = 1.5) -> np.ndarray:
     """Minute by which each replicate's evidence against "at most 1 % in calm weather" reaches 1/ALPHA; MINUTES if never."""
-    weather, wealth = Weather(1, (1, ROWS, 4)), Wealth(cap=[cap], block=[1], every=[5], at_once=[0.6], shape=(ROWS, 4))
+    weather, wealth = (
+        Weather(1, (1, ROWS, 4)),
+        Wealth(cap=np.array([[cap]]), block=[1], every=[5], at_once=[0.6], shape=(ROWS, 4)),
+    )
     wealth.begin(1.0)
     crossed = np.full(ROWS, MINUTES)
     for minute in range(MINUTES):
@@ -67,7 +70,7 @@ def test_a_rate_below_its_limit_is_no_breach_either(rate: float) -> None:
 def test_without_that_care_the_same_gusts_break_the_promise() -> None:
     """The yardstick: the plain likelihood ratio crosses far more often than alpha."""
     sky = Sky(np.random.default_rng(1), 1 / 40, 0.4, 6.0)
-    wealth = Wealth(cap=[2.0], block=[1], every=[5], at_once=[0.6], shape=(ROWS, 4))
+    wealth = Wealth(cap=np.array([[1.5]]), block=[1], every=[5], at_once=[0.6], shape=(ROWS, 4))
     wealth.begin(1.0)
     crossed = np.zeros(ROWS, dtype=bool)
     for _ in range(MINUTES):
@@ -86,7 +89,10 @@ def test_a_lasting_fault_is_found_in_spite_of_gusts() -> None:
 def test_gusts_of_either_arm_are_no_evidence_in_a_comparison(factor: float) -> None:
     rng = np.random.default_rng(4)
     own, other, both = (Sky(rng, 1 / 40, 0.4, f) for f in (factor, factor, 8.0))
-    weather, wealth = Weather(2, (1, ROWS, 4)), Wealth(cap=[2.0], block=[1], every=[5], at_once=[0.6], shape=(ROWS, 4))
+    weather, wealth = (
+        Weather(2, (1, ROWS, 4)),
+        Wealth(cap=np.array([[1.5]]), block=[1], every=[5], at_once=[0.6], shape=(ROWS, 4)),
+    )
     wealth.begin(1.0)
     crossed = np.zeros(ROWS, dtype=bool)
     for _ in range(MINUTES):

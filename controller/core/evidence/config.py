@@ -128,6 +128,7 @@ class Rung:
         worse: How many times the ratio to the baseline that a limit allows (limit / calm baseline rate) a rate must be beyond as well.
         alpha: Share of the false-rollback budget.
         cap_nats: Most log-evidence that one block may add, so that one burst cannot decide.
+        cap_rates: The same for rates that are judged by the block.
         block: Length of a block, in quarters of the engine's `block_s`.
         every: Blocks between fresh starts that are mixed in.
         at_once: Part of a phase's starts that begin with it; small where a quiet minute leaves nothing of an earlier start.
@@ -142,6 +143,7 @@ class Rung:
     worse: float
     alpha: float
     cap_nats: float
+    cap_rates: float
     block: int
     every: int
     at_once: float
@@ -155,8 +157,9 @@ RUNGS = (
         name="slow",
         multiple=1.0,
         worse=1.0,
-        alpha=0.028,
+        alpha=0.025,
         cap_nats=2.0,
+        cap_rates=1.5,
         block=4,
         every=5,
         at_once=0.6,
@@ -168,6 +171,7 @@ RUNGS = (
         worse=1.5,
         alpha=0.005,
         cap_nats=5.0,
+        cap_rates=5.0,
         block=4,
         every=1,
         at_once=0.5,
@@ -177,14 +181,15 @@ RUNGS = (
         name="fast",
         multiple=5.0,
         worse=1.6,
-        alpha=0.017,
+        alpha=0.020,
         cap_nats=10.0,
+        cap_rates=10.0,
         block=1,
         every=1,
         at_once=0.1,
         ratios=(1.5, 3.0, 8.0, 20.0),
         sudden=True,
-        rates=2.0,
+        rates=3.0,
     ),
 )
 """Together 5 % for a whole rollout. The SLO itself; two and a half times its margin; and a catastrophe, decided in two scrapes."""

@@ -56,7 +56,7 @@ class Wealth:
     def __init__(
         self,
         *,
-        cap: Sequence[float],
+        cap: Array,
         block: Sequence[int],
         every: Sequence[int],
         at_once: Sequence[float],
@@ -64,13 +64,13 @@ class Wealth:
     ) -> None:
         """
         Args:
-            cap: Nats that a block may add, per pace.
+            cap: Nats that a block may add, per pace and row (or one column for all rows).
             block: Scrapes per block, per pace.
             every: Blocks between fresh starts, per pace.
             at_once: Part of a phase's weight that starts with the phase itself, per pace; the rest is for later starts.
             shape: Rows, and effect sizes per row.
         """
-        self.cap: Array = np.array(cap, dtype=np.float64)[:, None, None]
+        self.cap: Array = cap[:, :, None]
         self.block = tuple(block)
         self.every = tuple(every)
         self.at_once = tuple(at_once)

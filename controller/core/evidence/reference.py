@@ -33,6 +33,9 @@ more patient."""
 GUST_SEEN = 0.5
 """Failures that a calm minute must have for the strength of a gust to be read off it: of rare ones only the strongest would be seen."""
 
+OWN = 0.5
+"""Part of the gusts of one arm's history that are taken for its own, and not for weather of both arms; history does not tell them apart."""
+
 SPARED = 2.0
 """A rate that fails at most this many times as often as in calm weather while others have gusts has none with them."""
 
@@ -105,13 +108,14 @@ class Reference:
             calm = self._shrunk(x[kept].sum(axis=0), n[kept].sum(axis=0))
         self.calm_rate = np.minimum(calm, self.mean_rate)
         for j in range(len(self.limit)):
-            self.gust_entry[j], self.gust_stay[j] = gusts.habits(self._hits(j, gust, x, n))
+            entry, self.gust_stay[j] = gusts.habits(self._hits(j, gust, x, n))
+            self.gust_entry[j] = OWN * entry
             seen = kept & (n[:, j] > 0)
             self.clustering[j] = clustering(x[seen, j], n[seen, j] * self.calm_rate[j])
             expected = n[:, j] * self.calm_rate[j]
             strong = gust[:, j] & (expected >= GUST_SEEN)
             if strong.sum() >= GUSTS_MIN:
-                factor = float(np.quantile(x[strong, j] / expected[strong], 0.9))
+                factor = float(np.quantile(x[strong, j] / expected[strong], 0.75))
                 self.gust_factor[j] = min(max(factor, 1.0), gusts.FACTOR_MAX)
 
     def _hits(self, j: int, gust: NDArray[np.bool_], x: Array, n: Array) -> NDArray[np.bool_]:

@@ -122,7 +122,7 @@ class Watch:
         self.log_needed = math.log(1 / sum(r.alpha for r in rungs))
         quarter = config.block_scrapes / 4
         self.wealth = Wealth(
-            cap=[r.cap_nats for r in rungs],
+            cap=np.array([[r.cap_nats] * (self.rows - 3 * self.nr) + [r.cap_rates] * 3 * self.nr for r in rungs]),
             block=[max(round(r.block * quarter), 1) for r in rungs],
             every=[r.every for r in rungs],
             at_once=[r.at_once for r in rungs],

@@ -68,16 +68,23 @@ def main(stdin: IO[str], stdout: IO[str], *, evidence_required: bool = False) ->
         if not line.strip():
             continue
         try:
-            message = orjson.loads(line)
-            if not isinstance(message, dict):
-                raise TypeError("a message is an object")
-            answer = _handle(desks, message, evidence_required)
+            answer = _handle(desks, _read(line), evidence_required)
         except (LookupError, TypeError, ValueError) as exc:
             answer, status = {"error": f"{type(exc).__name__}: {exc}", "decision": "hold"}, 2
         if answer is not None:
             stdout.write(json.dumps(answer) + "\n")
             stdout.flush()
     return status
+
+
+def _read(line: str) -> dict[str, Any]:
+    try:
+        message = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        message = json.loads(line)  # slower, but it reads NaN and Infinity, which are then named as what they are
+    if not isinstance(message, dict):
+        raise TypeError("a message is an object")
+    return message
 
 
 def _handle(desks: dict[str, "Desk"], message: Mapping[str, Any], evidence_required: bool) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from controller.core.evidence.increments import Problem
 from controller.core.evidence.state import dump, load
 from controller.core.evidence.verdict import Ruling
 from controller.core.evidence.watch import Breach
-from controller.judge import config_of
+from controller.judge import Desk, config_of
 from tests.evidence.support import Pair, init
 
 CONFIG = config_of(init())
@@ -175,6 +175,22 @@ def test_evidence_that_went_through_json_goes_on_bit_for_bit(cut: int) -> None:
         feed(engine, pair, 30, 0.25)
     assert dump(broken) == dump(straight)
     assert broken.verdict() == straight.verdict()
+
+
+def test_how_many_scrapes_come_at_a_time_changes_nothing() -> None:
+    """The same scrapes in ticks of one and of four end in the same evidence, bit for bit."""
+    dumps = []
+    for size in (1, 4):
+        pair = Pair(15)
+        desk = Desk(CONFIG)
+        rows = [(-1, *pair.next(300, 0.0)) for _ in range(80)]
+        rows += [(0, *pair.next(300, 0.1)) for _ in range(40)]
+        rows += [(1, *pair.next(300, 0.05, slower=1.04)) for _ in range(40)]
+        for i in range(0, len(rows), size):
+            scrapes = [{"t": t, "phase": p, "share": 0.1, "cand": c, "base": b} for p, t, c, b in rows[i : i + size]]
+            assert desk.tick({"scrapes": scrapes, "is_gate": False}) == {"decision": "hold"}
+        dumps.append(dump(desk.engine))
+    assert dumps[0] == dumps[1]
 
 
 def test_evidence_of_other_gates_or_versions_is_refused() -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from controller.core.evidence import means
-from controller.core.evidence.confidence import mean_halfwidth, proportion_interval, quantile_band
+from controller.core.evidence import means, proof
+from controller.core.evidence.confidence import proportion_interval, quantile_band, ratio_halfwidth
 from controller.core.evidence.config import RUNGS, EngineConfig, graduated
 from controller.core.evidence.engine import Engine
 from controller.core.evidence.eprocess import ZETA, Wealth, log_mean_exp
@@ -112,15 +112,57 @@ def test_a_mean_at_its_margin_with_heavy_tails(cv2: float) -> None:
     assert crossings(draw) <= ALPHA
 
 
-def test_proof_that_a_rate_at_its_limit_keeps_it() -> None:
-    ratios = 1 / np.array([1.1, 1.25, 1.6, 3.0, 10.0])
+def proofs(draw: Draw, alternatives: int) -> float:
+    """Share of rows whose proof of "within the margin" ever reaches 1/ALPHA; no restarts, no cap."""
     rng = np.random.default_rng(5)
-    total, crossed = np.zeros((ROWS, 5)), np.zeros(ROWS, dtype=bool)
-    for _ in range(STEPS):
-        x = rng.binomial(60, 0.01, (ROWS, 1)).astype(float)
-        total += limit_log_lr(x, scalar(60), scalar(0.01), ratios)
+    total, crossed = np.zeros((ROWS, alternatives)), np.zeros(ROWS, dtype=bool)
+    for step in range(STEPS):
+        total += draw(rng, step)
         crossed |= log_mean_exp(total, axis=1) >= np.log(1 / ALPHA)
-    assert surely(int(crossed.sum()), ROWS) <= ALPHA
+    return surely(int(crossed.sum()), ROWS)
+
+
+@pytest.mark.parametrize(("n", "limit"), [(60, 0.01), (600, 0.01), (9, 0.05)])
+def test_a_rate_at_its_limit_is_not_proven_to_keep_it(n: int, limit: float) -> None:
+    def draw(rng: np.random.Generator, _: int) -> np.ndarray:
+        return limit_log_lr(rng.binomial(n, limit, (ROWS, 1)).astype(float), scalar(n), scalar(limit), proof.RATE_RATIOS)
+
+    assert proofs(draw, 4) <= ALPHA
+
+
+def test_nor_by_comparison_with_a_baseline_under_shared_bursts() -> None:
+    def draw(rng: np.random.Generator, step: int) -> np.ndarray:
+        burst = 20.0 if step % 50 < 10 else 1.0
+        xc = rng.poisson(75 * 0.01 * burst, (ROWS, 1)).astype(float)
+        xb = rng.poisson(300 * 0.003 * burst, (ROWS, 1)).astype(float)
+        return ratio_log_lr(xc, scalar(75), xb, scalar(300), scalar(0.01 / 0.003), proof.RATE_RATIOS)
+
+    assert proofs(draw, 4) <= ALPHA
+
+
+@pytest.mark.parametrize("q", [0.5, 0.05])
+def test_a_quantile_at_its_margin_is_not_proven_to_keep_it(q: float) -> None:
+    def draw(rng: np.random.Generator, step: int) -> np.ndarray:
+        share = q * (1 + 0.5 * np.sin(step / 40))
+        xc = rng.binomial(60, share, (ROWS, 1)).astype(float)
+        xb = rng.binomial(240, share, (ROWS, 1)).astype(float)
+        return two_sample_log_lr(xc, scalar(60), xb, scalar(240), scalar(q), proof.SHARE_RATIOS)
+
+    assert proofs(draw, 3) <= ALPHA
+
+
+@pytest.mark.parametrize("cv2", [1.2, 6.0])
+def test_a_mean_at_its_margin_is_not_proven_to_keep_it(cv2: float) -> None:
+    n, kappa = float(means.block_requests(scalar(cv2))), 1.1
+    variance = means.margin_variance(scalar(cv2), scalar(kappa), scalar(n), scalar(3 * n))
+
+    def draw(rng: np.random.Generator, _: int) -> np.ndarray:
+        own = kappa * rng.gamma(n / cv2, cv2 / n, (ROWS, 1))
+        other = rng.gamma(3 * n / cv2, cv2 / (3 * n), (ROWS, 1))
+        lr = means.mean_log_lr(kappa * other - own, variance, np.array(proof.EFFECTS))
+        return np.minimum(lr, proof.MEAN_CAP)
+
+    assert proofs(draw, 3) <= ALPHA
 
 
 def test_a_test_that_is_wrong_is_seen_to_be() -> None:
@@ -193,6 +235,6 @@ def test_the_interval_of_a_mean_holds_the_truth_at_all_times() -> None:
     rng = np.random.default_rng(17)
     steps = np.arange(1, 41)
     means_so_far = rng.gamma(60 / 1.2, 1.2 / 60, (ROWS, 40)).cumsum(axis=1) / steps
-    halves = np.array([mean_halfwidth(1.2 / (60 * k), ALPHA) for k in steps])
+    halves = np.array([ratio_halfwidth(1.2 / (60 * k), ALPHA) for k in steps])
     outside = (np.abs(means_so_far - 1) > halves).any(axis=1)
     assert surely(int(outside.sum()), ROWS) <= ALPHA

@@ -60,6 +60,7 @@ def test_a_scrape_that_is_not_newer_is_ignored(late: float) -> None:
         ([10.0, -1.0, 4.0, 8.0, 10.0], "candidate bad is -1.0"),
         ([10.0, 1.0, 4.0], "not a vector"),
         ([20.0, 1.0, 14.0, 9.0, 20.0], "fall with rising edge"),
+        ([20.0, 15.0, 8.0, 16.0, 20.0], "candidate has 14 more bad, but 10 more n"),
         (["a", 1.0, 4.0, 8.0, 10.0], "not a vector"),
     ],
 )
@@ -72,6 +73,18 @@ def test_what_is_no_count_is_a_problem_and_changes_nothing(wrong: list[float], s
     assert isinstance(step, Step)
     assert step.cand[0] == 1.0
     assert step.scrapes == 2.0
+
+
+@pytest.mark.parametrize("t", [math.nan, math.inf])
+def test_a_time_that_is_none_is_a_problem(t: float) -> None:
+    problem = counters().step(t, FIRST, FIRST)
+    assert isinstance(problem, Problem)
+    assert "time" in problem.text
+
+
+def test_a_failure_counted_just_before_its_request_is_no_problem() -> None:
+    step = counters().step(15.0, [10.0, 2.0, 4.0, 8.0, 10.0], FIRST)
+    assert isinstance(step, Step)
 
 
 def test_changed_bucket_edges_are_a_problem() -> None:

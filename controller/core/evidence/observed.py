@@ -8,7 +8,7 @@ a value without data is NaN and never zero.
 import math
 from dataclasses import dataclass
 
-from controller.core.evidence.confidence import mean_halfwidth, proportion_interval, quantile_band
+from controller.core.evidence.confidence import proportion_interval, quantile_band, ratio_halfwidth
 from controller.core.evidence.config import EngineConfig, Gate, MeanMargin, QuantileLimit, QuantileMargin, RateLimit
 from controller.core.evidence.quantiles import Shape
 from controller.core.evidence.rates import Array
@@ -89,7 +89,7 @@ def _ratio_interval(ratio: float, cv2: float, n: float, m: float, alpha: float) 
     """Of a ratio of two means whose requests have the squared coefficient of variation `cv2`; None where that is unknown."""
     if not cv2 > 0:
         return None
-    half = mean_halfwidth(cv2 * ratio * ratio * (1 / n + 1 / m), alpha)
+    half = ratio_halfwidth(cv2 * ratio * ratio * (1 / n + 1 / m), alpha)
     return max(ratio - half, 0.0), ratio + half
 
 

@@ -103,8 +103,13 @@ def migrate(*, output: Output = "table") -> int:
     return 0
 
 
-def doctor(*, output: Output = "table") -> int:
-    """Try every connection and say what is wrong and where; exit code 1 if anything that is needed does not answer."""
+def doctor(file: Path | None = None, *, output: Output = "table") -> int:
+    """
+    Try every connection and say what is wrong and where; exit code 1 if anything that is needed does not answer.
+
+    Args:
+        file: A rollout.yaml whose metrics must be there too: what its gates need and Prometheus does not have.
+    """
     settings = load()
     checks: list[tuple[str, Callable[[Settings], str]]] = [
         ("database", _database),
@@ -113,6 +118,8 @@ def doctor(*, output: Output = "table") -> int:
         ("flags", _flags),
         ("slack", _slack),
     ]
+    if file is not None:
+        checks.append(("metrics", lambda found: _metrics(found, file)))
     rows = []
     for name, check in checks:
         try:
@@ -141,6 +148,21 @@ def _prometheus(settings: Settings) -> str:
     if settings.prometheus_url is None:
         raise SettingsError("not named and not running: `penstock up` starts one, PENSTOCK_PROMETHEUS_URL names one")
     return f"{PrometheusSource(settings.prometheus_url, timeout_s=5).probe()} at {settings.prometheus_url}"
+
+
+def _metrics(settings: Settings, file: Path) -> str:
+    from datetime import UTC, datetime
+
+    from controller.adapters.prometheus import PrometheusSource
+    from controller.spec import read
+
+    plan = read(file).to_plan()
+    if settings.prometheus_url is None:
+        raise SettingsError("no Prometheus to ask")
+    source = PrometheusSource(settings.prometheus_url, timeout_s=5, scrape_interval=settings.scrape_interval)
+    if missing := source.missing(plan, datetime.now(UTC)):
+        raise SettingsError("; ".join(f"{', '.join(m.gates)}: {m.text}" if m.gates else m.text for m in missing))
+    return f"all that the gates of {file} need (profile {plan.profile})"
 
 
 def _prefect(settings: Settings) -> str:

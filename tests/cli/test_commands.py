@@ -45,6 +45,14 @@ def test_where_nothing_is_scraped_a_forced_check_holds_and_names_the_metric(cli:
     }
 
 
+def test_doctor_names_the_metrics_that_a_plan_needs_and_nobody_exports(cli: Cli, rollout_yaml: Path) -> None:
+    answer = cli("doctor", str(rollout_yaml), "-o", "json")
+    rows = {r["what"]: r for r in map(json.loads, answer.out.splitlines())}
+    assert answer.code == 1
+    assert rows["prometheus"]["ok"] and not rows["metrics"]["ok"]
+    assert "errors" in rows["metrics"]["seen"] and "penstock_requests_total" in rows["metrics"]["seen"]
+
+
 def test_a_dry_run_prints_the_decision_and_writes_nothing(cli: Cli, rollout_yaml: Path) -> None:
     rollout_id = start(cli, rollout_yaml)
     before = got(cli, rollout_id)["audit_rows"]

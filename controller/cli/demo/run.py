@@ -48,7 +48,7 @@ from controller.wiring import Controller, open_controller
 from services.ports import port_in_use
 from specfile import parse_duration
 
-TIME_LIMIT_S = 220.0
+TIME_LIMIT_S = 330.0
 """From the start of the rollouts; what has not ended by then is held."""
 
 LOOK_S = 0.25
@@ -165,7 +165,7 @@ class _Demo:
         self._stack = Stack(
             Settings(
                 home=home,
-                scrape_interval=parse_duration("1s"),
+                scrape_interval=parse_duration("2s"),
                 listen=f"127.0.0.1:{ports.console}",
                 slack_token=SLACK_TOKEN,
                 slack_api_url=f"http://127.0.0.1:{ports.slack}/api/",

@@ -9,7 +9,7 @@ How the numbers were chosen, so that no seed ends otherwise:
 * The baseline answers in 0.57 s (median) and 0.8 s (p95); good candidates are 8% faster and about 20% cheaper. The absolute limit of
   2 s leaves room for a machine that is busy with other things, which slows both arms alike; 60% more is found by the comparisons with
   the baseline, which do not mind: 20 to 30 requests of the candidate are enough.
-* At 5% a rate of 50 requests a second gives the candidate 2.5 a second: 30 of them, which a pass needs, in about 12 s.
+* At 5% a rate of 30 requests a second gives the candidate 1.5 a second: 30 of them, which a pass needs, in about 20 s. Two free cores carry it.
 * Nobody fails by chance: errors come only when the script says so, and then for four requests in ten.
 """
 
@@ -87,7 +87,7 @@ SCENARIOS = (
         candidate="gpt-5",
         story="a good candidate goes to 100%",
         expected=("promoted",),
-        rate=50.0,
+        rate=30.0,
         price=(1.25, 10.0),
         approve_half=True,
     ),
@@ -96,7 +96,7 @@ SCENARIOS = (
         candidate="gpt-5-mini",
         story="gets 60% slower at 5%",
         expected=("rolled_back",),
-        rate=50.0,
+        rate=30.0,
         price=(0.25, 2.0),
         trouble=Trouble(weight=5_000, change={"latency_mult": 1.6}, text="latency +60%"),
     ),
@@ -105,7 +105,7 @@ SCENARIOS = (
         candidate="o4-mini",
         story="begins to fail at 25%",
         expected=("rolled_back",),
-        rate=50.0,
+        rate=30.0,
         price=(1.1, 4.4),
         gate_every="15s",
         trouble=Trouble(weight=25_000, change={"errors": {"server_error": 0.4}}, text="40% of its requests fail"),
@@ -115,7 +115,7 @@ SCENARIOS = (
         candidate="gpt-5-nano",
         story="emits no metrics",
         expected=("held", "rolled_back"),
-        rate=25.0,
+        rate=15.0,
         price=(0.05, 0.4),
         silent=True,
         patience_s=75.0,
@@ -158,9 +158,9 @@ def rollout_spec(scenario: Scenario, *, channel: str = "#llm-rollouts") -> dict[
             {"name": "p95-vs-baseline", "indicator": "latency", "quantile": 0.95, "max_increase": "15%"},
             {"name": "cost-vs-baseline", "indicator": "cost_per_request", "max_increase": "10%"},
         ],
-        "gates": {"every": scenario.gate_every, "guard_every": "1s", "block": "2s", "confidence": 0.95, "min_requests": 30},
+        "gates": {"every": scenario.gate_every, "guard_every": "2s", "block": "4s", "confidence": 0.95, "min_requests": 30},
         "phases": [
-            {"name": "shadow", "mode": "shadow", "traffic": "20%", "bake": "8s"},
+            {"name": "shadow", "mode": "shadow", "traffic": "40%", "bake": "8s"},
             {"name": "canary-5", "traffic": "5%", "bake": "8s"},
             {"name": "quarter", "traffic": "25%", "bake": "8s"},
             half,

@@ -56,7 +56,7 @@ WARM_S = 6.0
 """Traffic before the rollouts: Prometheus makes its first scrape 5 s after it started, and a comparison needs a baseline."""
 
 GATE_EVERY = "5s"
-GUARD_EVERY = "1s"
+GUARD_EVERY = "2s"
 ROUTER_WAIT_S = 15.0
 AFTERMATH_S = 3.0
 """Traffic goes on for so long after the end of a rollout, so that the last answers of the candidate are counted."""

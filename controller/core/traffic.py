@@ -67,7 +67,8 @@ class Beat:
 
     def __post_init__(self) -> None:
         for row in (self.candidate, self.baseline):
-            if not all(math.isfinite(v) and v >= 0 for v in row):
+            # A sum is finite only if all of it is; a row holds hundreds of numbers, and a simulation makes tens of thousands of rows.
+            if not (math.isfinite(sum(row)) and min(row, default=0.0) >= 0):
                 raise ValueError(f"increments must be finite and not negative, got {min(row)} .. {max(row)} at {self.at}")
 
 

@@ -58,7 +58,6 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
     """
     from controller.adapters.log import LogNotifier
     from controller.adapters.postgres import PostgresAudit, PostgresFlags, open_engine
-    from controller.adapters.prometheus import PrometheusSource
 
     if settings.database_url is None:
         raise SettingsError(NO_DATABASE)
@@ -67,12 +66,7 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
     engine = open_engine(settings.database_url)
     try:
         audit = PostgresAudit(engine)
-        source: MetricSource = NoMetrics()
-        if settings.prometheus_url is not None:
-            try:
-                source = PrometheusSource(settings.prometheus_url, scrape_interval=settings.scrape_interval)
-            except ValueError as exc:
-                raise SettingsError(f"PENSTOCK_PROMETHEUS_URL: {exc}") from exc
+        source = NoMetrics() if settings.prometheus_url is None else make_metrics(settings)
         ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=source, drills=_drills_if_possible(settings))
         notifier: Notifier = LogNotifier()
         if settings.slack_token:
@@ -84,6 +78,23 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
         yield Controller(settings=settings, ports=ports, outbox=audit, notifier=notifier)
     finally:
         engine.dispose()
+
+
+def make_metrics(settings: Settings) -> MetricSource:
+    """
+    The metric source alone: for commands that only look at traffic.
+
+    Raises:
+        SettingsError: no Prometheus is named and none is running, or its address cannot be used.
+    """
+    from controller.adapters.prometheus import PrometheusSource
+
+    if settings.prometheus_url is None:
+        raise SettingsError(NO_PROMETHEUS)
+    try:
+        return PrometheusSource(settings.prometheus_url, scrape_interval=settings.scrape_interval)
+    except ValueError as exc:
+        raise SettingsError(f"PENSTOCK_PROMETHEUS_URL: {exc}") from exc
 
 
 def check_models(settings: Settings, plan: Plan) -> None:

@@ -35,6 +35,15 @@ _COMMANDS = {
     "drill": ("controller.cli.drill:drill", "Let something fail on purpose, for no user: fallback."),
     "flags": ("controller.cli.flags:flags", "The flags themselves: list, kill, unkill."),
     "audit": ("controller.cli.audit:audit", "The audit log as a whole: verify."),
+    "plan": (
+        "controller.cli.planning:plan",
+        "What a rollout.yaml can prove and catch on today's traffic, how long it takes, what to change.",
+    ),
+    "simulate": (
+        "controller.cli.planning:simulate",
+        "Whole rollouts of a rollout.yaml on invented traffic: good candidates and bad ones.",
+    ),
+    "backtest": ("controller.cli.planning:backtest", "What the gates of a rollout.yaml would have said of recorded traffic."),
     "lint": ("controller.cli.checks:lint", "Check a rollout.yaml: every problem with file, line and column."),
     "tick": ("controller.cli.checks:tick", "One gate check, without Prefect."),
     "judge": ("controller.cli.checks:judge", "Judge recorded or generated traffic: JSON lines in, a decision a line out."),

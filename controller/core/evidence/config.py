@@ -126,6 +126,7 @@ class Rung:
         name: Shown in verdicts.
         multiple: Margins times this, limits as odds times this. 1 is the SLO itself.
         worse: How many times the ratio to the baseline that a limit allows (limit / calm baseline rate) a rate must be beyond as well.
+        worse_max: That ratio is never taken for more than this. A baseline that hardly ever fails would otherwise excuse an outage.
         alpha: Share of the false-rollback budget.
         cap_nats: Most log-evidence that one block may add, so that one burst cannot decide.
         cap_rates: The same for rates that are judged by the block.
@@ -150,6 +151,7 @@ class Rung:
     ratios: tuple[float, ...]
     sudden: bool = False
     rates: float = 1.0
+    worse_max: float = math.inf
 
 
 RUNGS = (
@@ -190,6 +192,7 @@ RUNGS = (
         ratios=(1.5, 3.0, 8.0, 20.0),
         sudden=True,
         rates=3.0,
+        worse_max=12.0,
     ),
 )
 """Together 5 % for a whole rollout. The SLO itself; two and a half times its margin; and a catastrophe, decided in two scrapes."""

@@ -43,6 +43,10 @@ BLOCKS_MAX = 5.0
 """Longer gaps than this between scrapes count as so many blocks."""
 
 
+DRIFT, DRIFT_EVENTS = math.log(2.5), 20.0
+"""Thresholds are fixed anew when the odds of the baseline's share beyond one of them have moved by more than this factor, on so many events."""
+
+
 class Engine:
     """The evidence of one rollout; mutable, owned by whoever feeds it."""
 
@@ -69,6 +73,7 @@ class Engine:
         self._mean_count = np.array([config.column(g.count) for g in averages], dtype=np.intp)
         self._mean_amount = np.array([config.column(g.amount) for g in averages], dtype=np.intp)
         self._minute = config.block_scrapes
+        self._margin_q: Array = np.array([g.q for g in config.gates if isinstance(g, QuantileMargin)])
 
     def learn(self, t: float, cand: Sequence[float] | Vector, base: Sequence[Sequence[float] | Vector]) -> None:
         """
@@ -267,7 +272,26 @@ class Engine:
         self.reference.add_means(self.pending[1][None, :])
         self.pending[:] = 0
         self.pending_scrapes = 0.0
-        self._look()
+        if self._adrift():
+            self._compile()
+        else:
+            self._look()
+
+    def _adrift(self) -> bool:
+        """
+        Whether the baseline's quantiles have moved away from the thresholds of the comparisons.
+
+        A phase that begins in a rush hour would else compare tails that hardly anybody reaches once it is over, and prove nothing. What is
+        looked at lies in the past, so the next block's thresholds are still fixed before it.
+        """
+        assert self.streams is not None
+        first = self.watch.nr + self.watch.nq
+        events, trials = self.streams.baseline(np.append(self.reference.recent, 0.0))
+        x, n = events[first:], trials[first:]
+        asked = 1 - self._margin_q
+        known = n * asked * (1 - asked) >= DRIFT_EVENTS
+        moved = np.abs(np.log((x + 0.25) / (n - x + 0.25)) - np.log(asked / (1 - asked))) > DRIFT
+        return bool((known & moved).any())
 
     def _look(self) -> None:
         """Take the baseline's latest shares for the bets of the next block."""

@@ -113,6 +113,7 @@ class Watch:
         self._weather_ratios: Array = np.concatenate([self.ratio, grid, 1.0 / grid], axis=2, dtype=np.float64)
         self._allowed: Array = np.array([g.limit for g in rates])
         self.worse: Array = np.array([r.worse for r in rungs])[:, None]
+        self.worse_max: Array = np.array([r.worse_max for r in rungs])[:, None]
         self.kappa_mean: Array = 1 + multiple[:, None, None] * np.array([g.margin for g in averages])[None, :, None]
         self.sudden: NDArray[np.bool_] = np.array([r.sudden for r in rungs])[:, None]
         self.noisy: Array = np.where(self.sudden, 0.0, 1.0)
@@ -203,7 +204,7 @@ class Watch:
 
     def _kappa(self, reference: Reference) -> Array:
         """Rate ratio to the baseline at the margin, per rung and rate."""
-        kappa: Array = self.worse * np.maximum(reference.limit / reference.calm_rate, 1.0)
+        kappa: Array = np.minimum(self.worse * np.maximum(reference.limit / reference.calm_rate, 1.0), self.worse_max)
         return kappa
 
     def step(self, counts: Counts, per_block: float, closed: Closed | None, reference: Reference) -> Breach | None:

@@ -8,6 +8,8 @@ a value without data is NaN and never zero.
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from controller.core.evidence.confidence import proportion_interval, quantile_band, ratio_halfwidth
 from controller.core.evidence.config import EngineConfig, Gate, MeanMargin, QuantileLimit, QuantileMargin, RateLimit
 from controller.core.evidence.quantiles import Shape
@@ -68,7 +70,7 @@ def observe(gate: Gate, config: EngineConfig, tally: Array, reference: Reference
             h = config.histogram(gate.histogram)
             buckets = tally[:, h.first : h.total + 1]
             n, m = (float(v) for v in buckets[:, -1])
-            own, other = (Shape(h.edges, row).quantile(gate.q) if row[-1] > 0 else math.nan for row in buckets)
+            own, other = (_estimate(h.edges, row, gate.q) for row in buckets)
             value, limit = (_over(own, other), 1 + gate.margin) if isinstance(gate, QuantileMargin) else (own, gate.limit)
     interval: Interval | None = None
     relative = isinstance(gate, MeanMargin | QuantileMargin)
@@ -103,6 +105,21 @@ def _quantile_interval(edges: tuple[float, ...], buckets: Array, q: float, alpha
 
 def _over(a: float, b: float) -> float:
     return a / b if b > 0 else math.nan
+
+
+def _estimate(edges: tuple[float, ...], cumulative: Array, q: float) -> float:
+    """The quantile as it lies in the buckets, interpolated over the logarithm; NaN without data, at most the last finite edge."""
+    total = float(cumulative[-1])
+    if total <= 0:
+        return math.nan
+    i = int(np.searchsorted(cumulative[:-1], q * total))
+    if i == len(edges):
+        return edges[-1]
+    if i == 0:
+        return edges[0]
+    low, high = float(cumulative[i - 1]), float(cumulative[i])
+    part = (q * total - low) / (high - low) if high > low else 1.0
+    return float(edges[i - 1] * (edges[i] / edges[i - 1]) ** part)
 
 
 def _band(edges: tuple[float, ...], cumulative: Array, q: float, alpha: float) -> Interval:

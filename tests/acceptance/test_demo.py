@@ -12,7 +12,7 @@ from controller.settings import load
 from controller.wiring import open_controller
 from tests.acceptance.conftest import Demo
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(700)]
 
 
 def test_each_scenario_ends_as_it_must(rows: dict[str, dict[str, Any]]) -> None:

@@ -26,7 +26,7 @@ def test_every_rollout_of_the_demo_passes_lint(scenario, tmp_path: Path):
 
     assert plan.flag == f"chat-{scenario.name}"
     assert [(p.name, p.weight) for p in plan.phases] == [
-        ("shadow", 20_000), ("canary-5", 5_000), ("quarter", 25_000), ("half", 50_000), ("full", 100_000),
+        ("shadow", 40_000), ("canary-5", 5_000), ("quarter", 25_000), ("half", 50_000), ("full", 100_000),
     ]  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_the_simulator_accepts_its_scenario_and_every_scripted_trouble(tmp_path:
 
     assert loaded.seed == 7
     spoiled = {s.name: updated(loaded.models[s.candidate], s.trouble.change) for s in SCENARIOS if s.trouble is not None}
-    assert spoiled["slow"].latency_mult == 1.6
+    assert spoiled["slow"].latency_mult == 1.7
     assert spoiled["errors"].errors.server_error == 0.4
 
 

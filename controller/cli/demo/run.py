@@ -48,7 +48,7 @@ from controller.wiring import Controller, open_controller
 from services.ports import port_in_use
 from specfile import parse_duration
 
-TIME_LIMIT_S = 330.0
+TIME_LIMIT_S = 420.0
 """From the start of the rollouts; what has not ended by then is held."""
 
 LOOK_S = 0.25

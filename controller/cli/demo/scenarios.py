@@ -6,8 +6,8 @@ differs from production in times and in nothing else; every gate, limit and phas
 
 How the numbers were chosen, so that no seed ends otherwise:
 
-* The baseline answers in 0.57 s (median) and 0.8 s (p95); good candidates are 8% faster and about 20% cheaper. The absolute limit of
-  2 s leaves room for a machine that is busy with other things, which slows both arms alike; 60% more is found by the comparisons with
+* The baseline answers in 0.57 s (median) and 0.8 s (p95); good candidates are 13% faster and about 20% cheaper. The absolute limit of
+  2 s leaves room for a machine that is busy with other things, which slows both arms alike; half as much again is found by the comparisons with
   the baseline, which do not mind: 20 to 30 requests of the candidate are enough.
 * At 5% a rate of 30 requests a second gives the candidate 1.5 a second: 30 of them, which a pass needs, in about 20 s. Two free cores carry it.
 * Nobody fails by chance: errors come only when the script says so, and then for four requests in ten.
@@ -26,7 +26,7 @@ REQUESTER = "sam"
 _BASE_TTFT_S = 0.55
 _TTFT_SIGMA = 0.18
 _TOKENS_PER_S = 6000.0
-_FASTER = 0.92
+_FASTER = 0.87
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +94,11 @@ SCENARIOS = (
     Scenario(
         name="slow",
         candidate="gpt-5-mini",
-        story="gets 60% slower at 5%",
+        story="gets 70% slower at 5%",
         expected=("rolled_back",),
         rate=30.0,
         price=(0.25, 2.0),
-        trouble=Trouble(weight=5_000, change={"latency_mult": 1.6}, text="latency +60%"),
+        trouble=Trouble(weight=5_000, change={"latency_mult": 1.7}, text="latency +70%"),
     ),
     Scenario(
         name="errors",

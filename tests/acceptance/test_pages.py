@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.acceptance.conftest import Demo
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.browser, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.browser, pytest.mark.timeout(700)]
 
 FLAGS = [
     "--no-sandbox",

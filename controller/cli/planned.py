@@ -37,7 +37,7 @@ def show_outlook(plan: Plan, baseline: Baseline, found: Outlook, output: Format)
     _print(_phases_table(found))
     _line("")
     _line(
-        f"Smallest regression that each gate catches within the bake, {SURE * 10:.0f} times out of 10 (users' requests it has answered by then):"
+        f"Smallest regression that each gate catches while the phase lasts, {SURE * 10:.0f} times out of 10 (users' requests it has answered by then):"
     )
     _print(_catches_table(found))
     stops = [p for p in found.problems if p.stops]

@@ -100,7 +100,7 @@ def simulate(
     seed: int = 1,
     approvals: bool = True,
     freezes: Annotated[bool, Parameter(negative="")] = False,
-    patience: str = "12h",
+    patience: str = "24h",
     workers: int | None = None,
     plot: Path | None = None,
     output: Output = "table",

@@ -195,6 +195,8 @@ def assumed(plan: Plan, given: Given, edges: tuple[float, ...] = LATENCY_EDGES_S
     questions = questions_of(plan)
     notes: list[str] = []
     parts = {q.key: _part(q, given, limits, notes) for q in questions}
+    if plan.profile != "router" and any(q.kind is Kind.HISTOGRAM for q in questions):
+        notes.append("bucket edges are taken to be the router's")
     return Baseline(
         rps=given.rps,
         questions=questions,

@@ -47,7 +47,7 @@ class Verdict(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caught:
     """
-    The smallest regression that one gate catches within the bake, nine times out of ten.
+    The smallest regression that one gate catches while the phase lasts, nine times out of ten.
 
     Args:
         size: In the gate's unit: share of bad events, seconds, or increase over the baseline (0.3 is 30 % more).
@@ -208,7 +208,7 @@ class _Able:
             waits_for=last[1],
             lasts=lasts,
             approval="" if phase.approval is None else f"{phase.approval.count} from {' or '.join(phase.approval.groups)}",
-            gates=self.gates(index, flow, clock),
+            gates=self.gates(index, flow, clock, phase.bake if lasts is None else lasts[0]),
             in_time=in_time,
             remedies=() if in_time else self.remedies(index, clock),
         )
@@ -218,12 +218,11 @@ class _Able:
         of_phase = {g.name for g in self.plan.gates_of(phase)}
         return [n for n in self.order if n in of_phase]
 
-    def gates(self, index: int, flow: Flow, clock: "Clock") -> tuple[GateOutlook, ...]:
+    def gates(self, index: int, flow: Flow, clock: "Clock", within: timedelta) -> tuple[GateOutlook, ...]:
         phase = self.plan.phases[index]
-        bake_s = phase.bake.total_seconds()
         caught: dict[str, Catch] = {}
-        for power in self.powers if phase.bake else []:
-            caught |= power.catches(index, flow, bake_s, SURE)
+        for power in self.powers if within else []:
+            caught |= power.catches(index, flow, within.total_seconds(), SURE)
         found = []
         for name in self.judged(index):
             power, term = self.of[name]

@@ -45,7 +45,7 @@ HISTORY = timedelta(hours=6)
 FINE_FOR = timedelta(hours=1)
 """So long after a fault began, beats are the guard's own."""
 
-QUIET_AFTER = timedelta(hours=6)
+QUIET_AFTER = timedelta(hours=4)
 """A phase whose gates have all passed after so long, with a candidate that keeps every limit, is not played to the end of its bake: the hours
 left are like those before."""
 

@@ -65,5 +65,8 @@ def margin_variance(s2: Array, kappa: Array, nc: Array, nb: Array) -> Array:
         s2: Variance per request of the baseline. At the margin the candidate's is kappa^2 times as large.
         kappa: 1 + margin.
         nc, nb: Requests in the block.
+
+    Source:
+        Variance of a difference of independent means; a quantity scaled by kappa has kappa^2 times the variance.
     """
     return VARIANCE_SLACK * s2 * kappa * kappa * (1.0 / nc + 1.0 / nb)

@@ -38,7 +38,12 @@ CLUSTERING_PRIOR = 0.1
 
 
 def long_run(e: Array) -> float:
-    """Long-run variance of centred residuals, Bartlett weights."""
+    """
+    Long-run variance of centred residuals, Bartlett weights.
+
+    Source:
+        Newey and West 1987 (Econometrica 55(3), 703-708), eq. 5, for one variable.
+    """
     s = float((e * e).sum())
     for lag in range(1, min(LAGS, len(e) - 1) + 1):
         s += 2 * (1 - lag / (LAGS + 1)) * float((e[lag:] * e[:-lag]).sum())
@@ -55,6 +60,10 @@ def clustering(x: Array, mean: Array) -> float:
 
     Returns:
         Estimate, shrunk towards `CLUSTERING_PRIOR` with the precision that the counts allow, at most 10.
+
+    Source:
+        McCullagh and Nelder 1989, section 6.2.3: counts whose mean itself varies with squared coefficient of variation c have
+        variance m + c m^2; solved for c by moments.
     """
     if len(x) < 20 or x.sum() < 5:
         return CLUSTERING_PRIOR
@@ -100,6 +109,9 @@ def prior_variance(noise: Array, density: Array) -> Array:
     Args:
         noise: Of the baseline's log latency (`long_run_noise`).
         density: Change of the share per unit of log latency at the threshold.
+
+    Source:
+        Delta method: a shift d of log latency moves the share by density * d; two arms have twice its variance.
     """
     # 4: noise that lasts two minutes adds up to 2 * 2 minute-variances
     private = np.maximum(4 * PRIVATE_SD_MIN**2, PRIVATE_PART * noise)
@@ -114,6 +126,9 @@ def count_phi(cv2: Array, expected_c: Array, expected_b: Array | None) -> Array:
         cv2: Squared coefficient of variation between minutes.
         expected_c: Candidate's expected failures per minute at the margin.
         expected_b: Baseline's; None for a comparison with a fixed limit.
+
+    Source:
+        phi = 1 + tau^2 / v as above, for the logarithm of a rate (v = 1 / expected) or of a ratio of two (the sum of both v).
     """
     own = 1 / np.maximum(expected_c, 1e-9)
     if expected_b is None:
@@ -122,7 +137,13 @@ def count_phi(cv2: Array, expected_c: Array, expected_b: Array | None) -> Array:
 
 
 class PrivateNoise:
-    """The rollout's own minutes: how much more the difference of two exceedance shares varies than requests explain."""
+    """
+    The rollout's own minutes: how much more the difference of two exceedance shares varies than requests explain.
+
+    Source:
+        Method of moments between blocks of known variance: DerSimonian and Laird 1986 (Control. Clin. Trials 7(3), 177-188), without their
+        correction for the estimated centre, and with the long-run variance in place of the variance.
+    """
 
     def __init__(self, size: int) -> None:
         self.prior: Array = np.zeros(size)
@@ -184,7 +205,7 @@ class PrivateNoise:
 
     def phi(self, p: Array, nc: Array, nb: Array | None, tau2: Array) -> Array:
         """
-        Factor for a comparison with minute counts nc and nb (None: with a fixed limit) at share p.
+        Factor for a comparison with minute counts nc and nb (None: with a fixed limit) at share p: 1 + tau^2 / v, v binomial.
         """
         spread = p * (1 - p)
         v = spread / np.maximum(nc, 1e-9)

@@ -1,8 +1,9 @@
 """
 Evidence that the candidate is within its margins: the half of the engine that lets traffic rise, read at a gate.
 
-Every metric must be proven (intersection-union: the chance to pass a candidate that is at or beyond one margin is at most that one metric's
-alpha). Evidence is added once a minute and starts anew with each phase, except that shadow evidence carries into the phase after it.
+Every metric must be proven (intersection-union, Berger 1982, Technometrics 24(4), 295-300): the chance to pass a candidate that is at or
+beyond one margin is at most that one metric's alpha. Evidence is added once a minute and starts anew with each phase, except that
+shadow evidence carries into the phase after it.
 Minutes in which the baseline itself breaches a limit tell of the environment and are left out of absolute limits.
 """
 

@@ -248,8 +248,8 @@ class Engine:
         self.pending += both[:, :-1]
         self.pending_scrapes += step.scrapes
         closed = self._closed() if self.pending_scrapes >= self._minute - 1e-6 else None
-        counts = self.streams.count(both)
-        self.breach = self.watch.step(counts, max(self._minute / step.scrapes, 1.0), closed, self.reference)
+        events, trials = self.streams.both(both.ravel())
+        self.breach = self.watch.step(events, trials, max(self._minute / step.scrapes, 1.0), closed, self.reference)
         self.reference.advance(step.base, step.scrapes)
         if closed is not None:
             self._turn(closed)

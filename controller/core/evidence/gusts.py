@@ -52,11 +52,14 @@ class Weather:
         Returns:
             Log of the ratio of the predictive likelihoods, alternative over null.
         """
-        wild = [log_mean_exp(g, axis=2) for g in gusts]
-        null, self.null = _forward(self.null, np.stack([np.zeros_like(wild[0]), *wild]), entry, stay)
-        others = np.stack([calm, *(np.broadcast_to(w[:, :, None], calm.shape) for w in wild)])
-        other, self.other = _forward(self.other, others, entry[:, None], stay[:, None])
-        result: Array = other - null[:, :, None]
+        null, other = np.zeros(self.null.shape), np.empty(self.other.shape)
+        other[0] = calm
+        for i, likely in enumerate(gusts, start=1):
+            null[i] = log_mean_exp(likely, axis=2)
+            other[i] = null[i][:, :, None]
+        of_null, self.null = _forward(self.null, null, entry, stay)
+        of_other, self.other = _forward(self.other, other, entry[:, None], stay[:, None])
+        result: Array = of_other - of_null[:, :, None]
         return result
 
 

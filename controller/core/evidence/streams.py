@@ -114,6 +114,11 @@ class Streams:
     density: Array
 
     @property
+    def own(self) -> int:
+        """How many of the streams in `both` are the candidate's."""
+        return len(self.both.weight) - len(self.baseline.weight)
+
+    @property
     def ready(self) -> bool:
         return not any(np.isnan(t) for t in self.thresholds)
 
@@ -123,8 +128,7 @@ class Streams:
             increments: Shape (2, columns + 1): candidate, baseline; the last column is zero.
         """
         events, trials = self.both(increments.ravel())
-        own = len(events) - len(self.baseline.weight)
-        return Counts(events[:own], trials[:own], events[own:], trials[own:])
+        return Counts(events[: self.own], trials[: self.own], events[self.own :], trials[self.own :])
 
     def at(self, multiple: float) -> slice:
         """The candidate's relative streams for one multiple of their margins."""

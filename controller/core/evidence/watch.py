@@ -138,7 +138,10 @@ class Watch:
         """Failures and requests of the baseline's last scrapes, fading."""
         self.alone = False
         self._bets: _Bets | None = None
-        self._pick: NDArray[np.intp] = np.zeros((2, 0, 0), dtype=np.intp)
+        self._stake: Array = self.log_weight - self.threshold[:, None]
+        self._own = 0
+        self._pick: NDArray[np.intp] = np.zeros((len(rungs), 0), dtype=np.intp)
+        """Streams of each row's candidate, then of each contrast's baseline, in events and trials of both arms one after the other."""
 
     def begin(self, weight: float, *, alone: bool = False) -> None:
         """
@@ -163,11 +166,12 @@ class Watch:
 
     def use(self, streams: Streams) -> None:
         """Thresholds for the data from now on."""
-        shared = np.broadcast_to(np.arange(self.absolute), (len(self._config.rungs), self.absolute))
-        own = np.array([np.arange(streams.at(r.multiple).start, streams.at(r.multiple).stop) for r in self._config.rungs])
-        baseline = np.broadcast_to(np.arange(self.contrasts), (len(self._config.rungs), self.contrasts))
-        own = np.concatenate([shared, shared, own.astype(np.intp)], axis=1)
-        self._pick = np.stack([own, np.concatenate([shared, baseline], axis=1)])
+        rungs, a = self._config.rungs, self.absolute
+        self._own = streams.own
+        shared = np.broadcast_to(np.arange(a), (len(rungs), a))
+        own = np.array([np.arange(streams.at(r.multiple).start, streams.at(r.multiple).stop) for r in rungs])
+        baseline = np.broadcast_to(streams.own + np.arange(self.contrasts), (len(rungs), self.contrasts))
+        self._pick = np.concatenate([shared, shared, own.astype(np.intp), baseline], axis=1)
 
     def bet(self, share: Array, reference: Reference, noise: PrivateNoise) -> None:
         """
@@ -207,10 +211,10 @@ class Watch:
         kappa: Array = np.minimum(self.worse * np.maximum(reference.limit / reference.calm_rate, 1.0), self.worse_max)
         return kappa
 
-    def step(self, counts: Counts, per_block: float, closed: Closed | None, reference: Reference) -> Breach | None:
+    def step(self, events: Array, trials: Array, per_block: float, closed: Closed | None, reference: Reference) -> Breach | None:
         """
         Args:
-            counts: Of the scrape.
+            events, trials: Of the scrape: the candidate's streams, then the baseline's.
             per_block: Scrapes like this one in a block, at least 1: noise is known per block.
             closed: The block that this scrape completes, if it does.
             reference: Of the baseline.
@@ -222,21 +226,21 @@ class Watch:
         rest = None
         if closed is not None:
             rest = np.concatenate([self._means(closed.amounts, reference), *self._rates(closed, reference)], axis=1)
-        rows = self.wealth.add(self._counts(counts, per_block, reference), rest)
+        rows = self.wealth.add(self._counts(events, trials, per_block, reference), rest)
         nr, a = self.nr, self.absolute
         block = a + self.contrasts
         self.log_e[:, :a] = rows[:, :a] if self.alone else np.minimum(rows[:, :a], rows[:, a : 2 * a])
         self.log_e[:, a:] = rows[:, 2 * a : block + self.nc]
         if nr:
-            limit, ratio, alone = np.split(rows[:, block + self.nc :], 3, axis=1)
+            first = block + self.nc
+            limit, ratio, alone = (rows[:, first + i * nr : first + (i + 1) * nr] for i in range(3))
             if not self.alone:
                 alone = np.logaddexp(np.minimum(limit, ratio) + math.log(1 - ALONE), alone + math.log(ALONE))
             self.log_e[:, :nr] = np.where(self.sudden, self.log_e[:, :nr], alone)
-        per_rung = self.combined() - self.threshold
-        total = float(np.exp(per_rung).sum())
+        total = float(np.exp(self.log_e + self._stake).sum())
         if total < 1:
             return None
-        i = int(np.argmax(per_rung))
+        i = int(np.argmax(self.combined() - self.threshold))
         return Breach(
             rung=self._config.rungs[i].name,
             gate=self.gates[int(np.argmax(self.log_e[i] + self.log_weight[i]))].name,
@@ -253,28 +257,26 @@ class Watch:
         """
         return log_mean_exp(self.log_e + self.log_weight, axis=1) + math.log(len(self.gates))
 
-    def _counts(self, counts: Counts, per_block: float, reference: Reference) -> Array:
+    def _counts(self, events: Array, trials: Array, per_block: float, reference: Reference) -> Array:
         """Log-likelihood ratios of one scrape: `limit_log_lr` of the absolute rows, `contrast` of the others, softened by phi."""
         bets = self._bets
         assert bets is not None
-        a = self.absolute
-        own, other = self._pick
-        x, n = counts.xc[own], counts.nc[own]
+        a, b = self.absolute, self.absolute + self.contrasts
+        all_x, all_n = events[self._pick], trials[self._pick]
+        x, n, xb, nb = all_x[:, :b], all_n[:, :b], all_x[:, b:], all_n[:, b:]
         log_lr = x[:, :, None] * bets.event + (n - x)[:, :, None] * bets.other
-        against = other[:, a:]
-        xb, nb = counts.xb[against], counts.nb[against]
         weighted = bets.stretch * n[:, a:]
         if self.nr:
             failed, seen = self.surge
             weighted[:, : self.nr] *= np.where(unlikely_at(failed, seen * reference.calm_rate) > RESTLESS, RESTLESS_WORSE, 1.0)
             self.surge *= RESTLESS_DECAY
-            failed += counts.xb[: self.nr]
-            seen += counts.nb[: self.nr]
+            failed += events[self._own : self._own + self.nr]
+            seen += trials[self._own : self._own + self.nr]
         share = part(weighted, nb)
         f = share[:, :, None]
-        events = x[:, a:] + xb
-        others = n[:, a:] + nb - events
-        log_lr[:, a:] -= events[:, :, None] * np.log1p(f * bets.more_events) + others[:, :, None] * np.log1p(f * bets.more_others)
+        both = x[:, a:] + xb
+        others = n[:, a:] + nb - both
+        log_lr[:, a:] -= both[:, :, None] * np.log1p(f * bets.more_events) + others[:, :, None] * np.log1p(f * bets.more_others)
         n[:, a:] = weighted * (1 - share)
         phi = PHI_MIN + per_block * (bets.noise * n)
         result: Array = log_lr / phi[:, :, None]

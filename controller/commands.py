@@ -135,16 +135,16 @@ def approve(rollout_id: str, ports: Ports, *, actor: str, groups: tuple[str, ...
         state = rollout.state
         if not isinstance(state, AwaitingApproval):
             raise CommandRefused(f"{rollout_id} does not wait for an approval; it is {_kind(rollout)}")
-        approval = rollout.plan.approval_of(state.entering)
-        assert approval is not None, "only a phase with an approval, or a plan that asks for one, is waited for"
-        if not set(groups) & set(approval.groups):
-            raise CommandRefused(
-                f"{actor} is in {', '.join(groups) or 'no group'}; this approval needs {' or '.join(approval.groups)}"
-            )
-        if approval.not_requester and actor == rollout.requester:
+        asked = rollout.plan.approvals_of(state.entering, unproven=True)
+        assert asked, "only a phase with an approval, or a plan that asks for one, is waited for"
+        own = [a for a in asked if set(groups) & set(a.groups)]
+        if not own:
+            wanted = " or ".join(dict.fromkeys(g for a in asked for g in a.groups))
+            raise CommandRefused(f"{actor} is in {', '.join(groups) or 'no group'}; this approval needs {wanted}")
+        if actor == rollout.requester and all(a.not_requester for a in own):
             raise CommandRefused(f"{actor} started {rollout_id}; the plan wants somebody else to approve (not_requester)")
         now = ports.audit.now()
-        if any(v.actor == actor for v in votes_that_count(approval, state.votes, rollout.requester, now)):
+        if all(any(v.actor == actor for v in votes_that_count(a, state.votes, rollout.requester, now)) for a in own):
             return rollout
         return record(rollout, Approved(entering=state.entering, groups=groups), ports, actor)
 

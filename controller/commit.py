@@ -133,7 +133,8 @@ def record(rollout: Rollout, event: Event, ports: Ports, actor: str) -> Rollout:
     """
     new = NewEntry(rollout_id=rollout.id, seq=rollout.seq + 1, actor=actor, event=event)
     # A dry run of the step: refuses what does not fit before it is written, and says what to tell.
-    draft = Entry(rollout_id=new.rollout_id, seq=new.seq, at=rollout.opened_at, actor=actor, event=event)
+    looked = event.observed.at if isinstance(event, Decided) else None
+    draft = Entry(rollout_id=new.rollout_id, seq=new.seq, at=looked or ports.audit.now(), actor=actor, event=event)
     notice = notice_of(rollout, step(rollout, draft), draft)
     return step(rollout, ports.audit.append(new, notice))
 

@@ -70,7 +70,7 @@ class Look:
         gathered = None
         if self.shelved is not None:
             text = readings_to_text(self.shelved.readings)
-            gathered = Gathered(before=self.shelved.recorded, traffic=text, after=self.shelved.case.text())
+            gathered = Gathered(before=self.shelved.before, traffic=text, after=self.shelved.case.text())
         return Observed(at=self.at, measurements=self.measurements, results=results, exposure=self.exposure, gathered=gathered)
 
 
@@ -104,20 +104,21 @@ def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: Case
     measured = metrics.measure(asked, scope)
     seen = dict(zip((g.name for g in asked), measured.measurements, strict=True))
 
-    from controller.core.evidence.case import Case  # numpy: most commands need neither
-
     recorded = rollout.evidence
     at_hand = shelf.take(rollout.id, recorded)
-    case = Case.of(plan, audit.text(recorded) if recorded else "") if at_hand is None else at_hand.case
-    readings = () if at_hand is None else at_hand.readings
+    if at_hand is None:
+        case, before, odd = _recorded(plan, recorded, audit)
+        readings: tuple[Reading, ...] = ()
+    else:
+        case, before, odd, readings = at_hand.case, at_hand.before, "", at_hand.readings
     read = metrics.traffic(case.questions, scope, case.ledger)
     if read.traffic is not None:
         reading = Reading(phase=phase, since=since, traffic=read.traffic)
         case.take(reading)
         case.ledger = read.ledger
         readings = _with(readings, reading)
-    seen |= counted(gates, read, case)
-    shelved = Shelved(recorded=recorded, case=case, readings=readings) if readings else None
+    seen |= counted(gates, replace(read, traffic=None, failure=odd) if odd else read, case)
+    shelved = Shelved(recorded=recorded, before=before, case=case, readings=readings) if readings else None
     if shelved is not None:
         shelf.put(rollout.id, shelved)
     return Look(
@@ -129,6 +130,21 @@ def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: Case
         exposure=measured.exposure,
         shelved=shelved,
     )
+
+
+def _recorded(plan: Plan, recorded: str, audit: AuditLog) -> tuple["Case", str, str]:
+    """
+    The recorded case, its text (or reference), and what is wrong with it.
+
+    One that cannot be read (another release wrote it) must not leave the candidate unwatched: the evidence begins anew, and this look says so.
+    """
+    from controller.core.evidence.case import Case  # brings numpy, which most commands do without
+
+    try:
+        return Case.of(plan, audit.text(recorded) if recorded else ""), recorded, ""
+    except (ValueError, KeyError, TypeError) as exc:
+        text = f"the recorded evidence cannot be read and is begun anew: {type(exc).__name__}: {exc}"
+        return Case.of(plan, ""), "", text
 
 
 def counted(gates: Sequence[Gate], read: TrafficRead, case: "Case") -> dict[str, Measurement]:

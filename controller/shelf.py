@@ -24,12 +24,14 @@ class Shelved:
     A case as far as looks came that wrote no row.
 
     Args:
-        recorded: The recorded case that it goes on from.
+        recorded: What the log had recorded when it was shelved.
+        before: The case that it goes on from: the recorded one, or "" where that could not be read.
         case: It.
         readings: Everything it took since the recorded one.
     """
 
     recorded: str
+    before: str
     case: "Case"
     readings: tuple[Reading, ...]
 

@@ -11,7 +11,7 @@ from typing import Any
 from controller.codec import event_to_json
 from controller.core.decide import votes_that_count
 from controller.core.decision import Hold
-from controller.core.gates import GateResult, pct
+from controller.core.gates import GateResult, pct, unproven
 from controller.core.notice import account_of, standing
 from controller.core.rollout import (
     Abandoned,
@@ -111,10 +111,15 @@ def upcoming(rollout: Rollout, entries: Sequence[Entry]) -> str:
         case Paused():
             return "a person resumes, rolls back or aborts it; breaches still lower the flag"
         case AwaitingApproval(entering=entering):
-            approval = plan.approval_of(entering)
-            assert approval is not None
-            given = len(votes_that_count(approval, state.votes, rollout.requester, entries[-1].at))
-            return f"{approval.count - given} of {approval.count} approvals from {' or '.join(approval.groups)} are missing"
+            asked = plan.approvals_of(
+                entering, unproven=bool(unproven(_results(last_decision(entries, moved=False) or entries[-1])))
+            )
+            found = []
+            for approval in asked:
+                given = len(votes_that_count(approval, state.votes, rollout.requester, entries[-1].at))
+                if given < approval.count:
+                    found.append(f"{approval.count - given} of {approval.count} approvals from {' or '.join(approval.groups)}")
+            return f"{' and '.join(found)} are missing" if found else "the next gate check goes on: nobody is missing"
         case Baking(phase=phase, since=since):
             baked = since + plan.phases[phase].bake
             then = plan.phases[phase + 1].name if phase + 1 < len(plan.phases) else "promotion"

@@ -62,7 +62,8 @@ def decide(
         text = "; ".join(f"{r.gate}: {r.reason}" for r in breached)
         if any(r.on_breach is OnBreach.ROLLBACK for r in breached):
             return RollBack(why=Why.BREACH, text=text)
-        if not isinstance(rollout.state, Paused):
+        # Somebody's own pause does not answer a breach: it is told, and a resume is then an answer to it.
+        if not (isinstance(rollout.state, Paused) and rollout.state.why is Why.BREACH):
             return Pause(why=Why.BREACH, text=text)
 
     if isinstance(convergence, Drift):
@@ -106,10 +107,10 @@ def decide(
         return Hold(why=Why.FROZEN, text=f"freeze {name!r} until {ends:%Y-%m-%d %H:%M} UTC", next_look=ends)
 
     phase = plan.phases[entering]
-    approval = policy.ask if missing and policy.on_unproven is OnUnproven.ASK else None
-    if (asked := phase.approval or approval) is not None and (lacking := _lacking(asked, settled, rollout.requester, now)):
-        proof = f"; not proven: {_first_of(missing)}" if missing else ""
-        return Hold(why=Why.AWAITING_APPROVAL, text=f"entering {phase.name} needs {lacking}{proof}")
+    for asked in plan.approvals_of(entering, unproven=bool(missing)):
+        if lacking := _lacking(asked, settled, rollout.requester, now):
+            proof = f"; not proven: {_first_of(missing)}" if missing else ""
+            return Hold(why=Why.AWAITING_APPROVAL, text=f"entering {phase.name} needs {lacking}{proof}")
 
     if entering == 0:
         return Advance(phase=0, why=Why.STARTED, text=f"start with {phase.name} at {phase.weight / 1000:g}%")

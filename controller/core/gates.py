@@ -107,10 +107,12 @@ class Weighed:
         hindrance: Why no gate may pass now; "" if nothing stands in the way.
         problem: Why what the gate counts could not be read completely; "" if it could.
         absent: The arms that have no series at all.
+        requests: Of the candidate in this phase, whatever the gate counts.
     """
 
     finding: Finding
     breached: bool
+    requests: float
     hindrance: str = ""
     problem: str = ""
     absent: tuple[str, ...] = ()
@@ -223,7 +225,7 @@ def _statistical(about: _About, weighed: Weighed) -> GateResult:
     within = observed is not None and observed <= limit
     text = _sentence(gate, observed, interval, limit, f)
     verdict, why = _ruling(about, weighed, within=within)
-    if verdict is Verdict.ERROR or observed is None:
+    if verdict is Verdict.ERROR or (observed is None and why):
         text = why
     elif why:
         text = f"{text}; {why}"
@@ -252,16 +254,20 @@ def _ruling(about: _About, weighed: Weighed, *, within: bool) -> tuple[Verdict, 
     """The verdict and what the sentence goes on with."""
     f, least = weighed.finding, about.policy.min_requests
     if weighed.breached:
-        return Verdict.BREACH, ""
+        # The evidence is of the minutes since the fault began; the numbers are those of the whole phase.
+        return Verdict.BREACH, "the latest requests prove a breach, whatever those before them were like" if within else ""
     if weighed.problem:
         return Verdict.ERROR, weighed.problem
     if f.requests <= 0:
         who = " and ".join(weighed.absent)
-        return Verdict.INSUFFICIENT, f"no data: no series of the {who}" if who else "no data: no requests in this phase yet"
+        return (
+            Verdict.INSUFFICIENT,
+            f"no data: no series of the {who}" if who else f"no data: no {_things(about.gate)} in this phase yet",
+        )
     if weighed.hindrance:
         return Verdict.INSUFFICIENT, weighed.hindrance
-    if f.requests < least:
-        return Verdict.INSUFFICIENT, f"{f.requests:,.0f} of {least:,} requests"
+    if weighed.requests < least:
+        return Verdict.INSUFFICIENT, f"{weighed.requests:,.0f} of {least:,} requests"
     if f.met:
         proven = "proven" if f.multiple == 1 else f"proven at {f.multiple:g} times the margin, as this phase asks"
         return Verdict.PASS, proven if f.need is Need.PROOF else "not proven, and nothing speaks against it"
@@ -297,14 +303,11 @@ BAD = {
 
 def _sentence(gate: Gate, observed: float | None, interval: tuple[float, float] | None, limit: float, f: Finding) -> str:
     if observed is None:
-        return "no data"
+        return "a breach was proven before this phase began"
     n = f"{f.requests:,.0f}"
     match gate:
         case RateLimit():
-            things = (
-                "fallbacks" if gate.indicator == "fallback_success" else "events" if gate.indicator == "custom" else "requests"
-            )
-            return f"{pct(observed)} of {n} {things} {BAD[gate.indicator]}{_range(interval, pct)}, limit {pct(limit)}"
+            return f"{pct(observed)} of {n} {_things(gate)} {BAD[gate.indicator]}{_range(interval, pct)}, limit {pct(limit)}"
         case QuantileLimit():
             return f"{_quantile(gate)} is {seconds(observed)}{_range(interval, seconds)}, limit {seconds(limit)}, on {n} requests"
         case QuantileIncrease():
@@ -315,6 +318,17 @@ def _sentence(gate: Gate, observed: float | None, interval: tuple[float, float] 
             raise TypeError(f"{gate.kind} is no statistical gate")
     side = "above" if observed >= 0 else "below"
     return f"{what} is {pct(abs(observed))} {side} the baseline{_range(interval, _change)}, limit {pct(limit)} above, on {n} requests"
+
+
+def _things(gate: Gate) -> str:
+    """What a gate counts."""
+    match gate:
+        case RateLimit(indicator="fallback_success"):
+            return "fallbacks"
+        case RateLimit(indicator="custom"):
+            return "events"
+        case _:
+            return "requests"
 
 
 def _quantile(gate: QuantileLimit | QuantileIncrease) -> str:

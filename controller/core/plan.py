@@ -413,9 +413,10 @@ class Plan:
             and not (isinstance(g, SampleRatio) and (alone or self.phases[phase].mode is Mode.SHADOW))
         )
 
-    def approval_of(self, entering: int) -> Approval | None:
-        """Whose approval entering a phase needs, or accepts an unproven one; None where nobody is asked."""
-        return self.phases[entering].approval or self.policy.ask
+    def approvals_of(self, entering: int, *, unproven: bool) -> tuple[Approval, ...]:
+        """Whose approvals entering a phase needs: the phase's own, and, where its proof is lacking, those of the people the plan asks then."""
+        asked = (self.phases[entering].approval, self.policy.ask if unproven else None)
+        return tuple(a for a in asked if a is not None)
 
     def gates_before_start(self) -> tuple[Gate, ...]:
         """The gates that can be judged before the candidate has seen any traffic: what may be the case at most so often."""

@@ -171,8 +171,8 @@ class _Able:
         row = {c: i for i, c in enumerate(columns_of(baseline.questions, baseline.edges))}
         self.powers = [
             Power(config, baseline, rows[:, [row[c] for c in config.columns]], step.total_seconds())
-            for action, config in configs.items()
-            if action is not Action.TELL
+            for name, config in configs.items()
+            if not name.startswith(Action.TELL)
         ]
         self.of = {g.name: (power, g) for power in self.powers for g in power.gates}
         self.order = [g.name for g in plan.gates if g.name in self.of]

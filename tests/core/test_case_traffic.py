@@ -8,7 +8,7 @@ import pytest
 from controller.adapters.memory import Behaviour, MemoryMetrics
 from controller.codec import readings_from_text, readings_to_text
 from controller.core.evidence.case import Case
-from controller.core.plan import MeanIncrease, Mode, Phase, Plan, Policy, QuantileIncrease, QuantileLimit, RateLimit
+from controller.core.plan import GateMode, MeanIncrease, Mode, Phase, Plan, Policy, QuantileIncrease, QuantileLimit, RateLimit
 from controller.core.traffic import Reading
 from controller.ports import Scope
 from flagspec import Variant
@@ -84,6 +84,55 @@ def test_an_outage_of_the_candidate_alone_is_not_excused_by_a_baseline_that_neve
     for rps, failing, within in ((4, 1.0, 4), (4, 0.4, 8), (30, 1.0, 2), (30, 0.4, 2)):
         scrapes = outage(rps, failing, history=history)
         assert scrapes is not None and scrapes <= within, (rps, failing, scrapes)
+
+
+def test_an_outage_without_any_baseline_beside_it_is_a_breach() -> None:
+    traffic = Traffic(history=timedelta(0))
+    traffic.phase(1, START)
+    traffic.case.take(traffic.read(8, Behaviour(rps=10.0, bad={"error_ratio": 1.0}), Behaviour(rps=0.0)))
+    struck = traffic.case.struck()
+    assert struck is not None and struck.gate == "errors"
+
+
+def test_at_100_percent_what_drains_out_of_the_baseline_decides_nothing_and_hides_nothing() -> None:
+    traffic = Traffic()
+    traffic.phase(1, START)
+    traffic.case.take(traffic.read(80, Behaviour(rps=5.0), Behaviour(rps=15.0)))
+    traffic.phase(2, START + timedelta(hours=1))
+    traffic.case.take(traffic.read(4, Behaviour(rps=20.0, median_s=1.2), Behaviour(rps=4.0)))
+    traffic.case.take(traffic.read(20, Behaviour(rps=20.0, median_s=1.2), Behaviour(rps=0.0)))
+    assert traffic.case.struck() is None
+    traffic.case.take(traffic.read(4, Behaviour(rps=20.0, bad={"error_ratio": 0.5}), Behaviour(rps=0.0)))
+    struck = traffic.case.struck()
+    assert struck is not None and struck.gate == "errors"
+
+
+def test_a_candidate_over_its_limit_is_not_proven_by_a_baseline_that_has_become_worse_too() -> None:
+    traffic = Traffic(history=timedelta(0))
+    traffic.phase(1, START)
+    was, now = {"error_ratio": 0.0005}, {"error_ratio": 0.005}
+    traffic.case.take(traffic.read(300, Behaviour(rps=5.0, bad=was), Behaviour(rps=15.0, bad=was)))
+    traffic.phase(1, START + timedelta(hours=2))
+    for _ in range(6):
+        traffic.case.take(traffic.read(60, Behaviour(rps=5.0, bad={"error_ratio": 0.0105}), Behaviour(rps=15.0, bad=now)))
+        assert not traffic.case.weighed()["errors"].finding.met
+
+
+def test_gates_that_only_tell_do_not_silence_each_other() -> None:
+    gates = (
+        *(replace(g, mode=GateMode.WARN) for g in PLAN.gates if g.name != "p95"),
+        RateLimit(name="timeouts", indicator="timeout_ratio", limit=0.005, mode=GateMode.WARN),
+        QuantileLimit(name="p95", indicator="latency", quantile=0.95, limit_s=3.0),
+    )
+    traffic = Traffic()
+    traffic.case = Case.of(replace(PLAN, gates=gates), "")
+    traffic.phase(1, START)
+    good, base = Behaviour(rps=5.0), Behaviour(rps=15.0)
+    traffic.case.take(traffic.read(20, good, base))
+    for bad in ({"error_ratio": 0.5}, {"error_ratio": 0.5, "timeout_ratio": 0.75}):
+        traffic.case.take(traffic.read(20, replace(good, bad=bad), base))
+    breached = {name for name, w in traffic.case.weighed().items() if w.breached}
+    assert {"errors", "timeouts"} <= breached and traffic.case.struck() is None
 
 
 def test_a_phase_that_began_in_a_rush_hour_still_proves_its_tail() -> None:

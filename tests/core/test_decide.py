@@ -120,6 +120,15 @@ def test_a_breach_pauses_where_the_plan_says_so_unless_another_gate_rolls_back()
     assert isinstance(decide(rollout(), InStep(), (pauses, result(Verdict.BREACH)), NOW, may_raise=True), RollBack)
 
 
+def test_a_breach_during_somebody_elses_pause_is_a_pause_of_its_own() -> None:
+    pauses = replace(result(Verdict.BREACH), on_breach=OnBreach.PAUSE)
+    lunch = Paused(settled=Baking(phase=0, since=BEGAN), why=Why.BY_PERSON, text="lunch", since=NOW)
+    decision = decide(rollout(lunch), InStep(), (pauses,), NOW, may_raise=False)
+    assert isinstance(decision, Pause) and decision.why is Why.BREACH
+    paused = replace(lunch, why=Why.BREACH)
+    assert isinstance(decide(rollout(paused), InStep(), (pauses,), NOW, may_raise=True), Hold)
+
+
 BOX = timedelta(hours=1, minutes=30)
 UNPROVEN = GateResult(gate="errors", verdict=Verdict.INSUFFICIENT, acceptable=True, reason="not proven yet")
 
@@ -158,6 +167,16 @@ def test_people_are_asked_to_accept_an_unproven_step_where_the_plan_says_so() ->
     assert isinstance(given, Advance) and given.why is Why.ACCEPTED
     proven = decide(rollout(plan=plan), InStep(), PASSED, NOW, may_raise=True)
     assert isinstance(proven, Advance) and proven.why is Why.GATES_PASSED
+
+
+def test_a_phases_own_approval_is_not_that_of_the_people_who_are_asked_without_a_proof() -> None:
+    canary, half, full = boxed(OnUnproven.ASK).phases
+    devs = Approval(groups=("devs",))
+    plan = replace(boxed(OnUnproven.ASK), phases=(canary, replace(half, approval=devs), full))
+    one = decide(rollout(waiting(vote("amir", group="devs")), plan), InStep(), (UNPROVEN,), NOW, may_raise=True)
+    assert isinstance(one, Hold) and one.text.startswith("entering half needs 1 more approval from managers")
+    both = decide(rollout(waiting(vote("amir", group="devs"), vote("bea")), plan), InStep(), (UNPROVEN,), NOW, may_raise=True)
+    assert isinstance(both, Advance) and both.why is Why.ACCEPTED
 
 
 @pytest.mark.parametrize("verdict", [Verdict.BREACH, Verdict.ERROR, Verdict.INSUFFICIENT])

@@ -25,6 +25,7 @@ from controller.core.plan import (
     SampleRatio,
     Silence,
 )
+from controller.core.plan import Need as PlanNeed
 
 NOW = datetime(2026, 5, 4, tzinfo=UTC)
 CANARY = Phase(name="canary", mode=Mode.LIVE, weight=5_000, bake=timedelta(hours=1))
@@ -69,7 +70,7 @@ def verdict(
 
 
 def weighed(gate: Gate, finding: Finding, **more: object) -> GateResult:
-    return verdict(gate, Counted(), weighed=Weighed(finding=finding, **{"breached": False, **more}))  # type: ignore[arg-type]
+    return verdict(gate, Counted(), weighed=Weighed(finding=finding, **{"breached": False, "requests": finding.requests, **more}))  # type: ignore[arg-type]
 
 
 def counts(bad: float, total: float) -> Sampled:
@@ -128,6 +129,22 @@ def test_a_proof_on_fewer_requests_than_the_plan_asks_for_is_insufficient() -> N
     assert (result.verdict, result.reason.rpartition("; ")[2]) == (Verdict.INSUFFICIENT, "499 of 500 requests")
 
 
+def test_a_gate_that_counts_something_rare_needs_the_requests_and_not_so_many_of_what_it_counts() -> None:
+    fallbacks = RateLimit(name="fallbacks-work", indicator="fallback_success", limit=0.01, need=PlanNeed.LEANING)
+    few = replace(PROVEN, need=Need.LEANING, requests=11.0, observed=0.0, interval=(0.0, 0.2))
+    passed = weighed(fallbacks, few, requests=144_000.0)
+    assert passed.verdict is Verdict.PASS and passed.reason.startswith("0% of 11 fallbacks failed")
+    nothing = weighed(fallbacks, replace(few, requests=0.0, observed=math.nan, interval=None), requests=144_000.0)
+    assert (nothing.verdict, nothing.reason) == (Verdict.INSUFFICIENT, "no data: no fallbacks in this phase yet")
+
+
+def test_a_breach_of_late_is_not_told_as_if_the_phases_average_were_one() -> None:
+    late = weighed(ERRORS, PROVEN, breached=True)  # 0.3% over the phase
+    assert late.reason.endswith("limit 1%; the latest requests prove a breach, whatever those before them were like")
+    unseen = weighed(ERRORS, replace(PROVEN, requests=0.0, observed=math.nan, interval=None), breached=True)
+    assert (unseen.verdict, unseen.reason) == (Verdict.BREACH, "a breach was proven before this phase began")
+
+
 def test_what_stands_in_the_way_of_all_gates_holds_each_of_them() -> None:
     result = weighed(ERRORS, PROVEN, hindrance="incident: the baseline itself is beyond a limit")
     assert result.verdict is Verdict.INSUFFICIENT and "the baseline itself is beyond a limit" in result.reason
@@ -139,12 +156,12 @@ def test_a_question_that_could_not_be_read_completely_is_an_error_with_its_reaso
 
 
 def test_a_breach_stays_one_when_the_source_fails_afterwards() -> None:
-    found = Weighed(finding=PROVEN, breached=True)
+    found = Weighed(finding=PROVEN, breached=True, requests=4210.0)
     assert verdict(ERRORS, QueryFailed(reason="503"), weighed=found).verdict is Verdict.BREACH
 
 
 def test_a_proof_does_not_outlive_a_failed_query() -> None:
-    found = Weighed(finding=PROVEN, breached=False)
+    found = Weighed(finding=PROVEN, breached=False, requests=4210.0)
     assert verdict(ERRORS, QueryFailed(reason="503"), weighed=found).verdict is Verdict.ERROR
 
 

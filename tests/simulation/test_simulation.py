@@ -233,6 +233,30 @@ def test_a_controller_without_the_others_memory_comes_to_the_same_evidence() -> 
     assert texts[0] == texts[1] != ""
 
 
+def test_evidence_that_another_release_wrote_is_begun_anew_and_the_candidate_is_watched_all_the_same() -> None:
+    world = World()
+    world.open(a_plan())
+    world.quarters(5)
+    rows = world.audit.rows[world.rollout_id]
+    last = next(i for i in reversed(range(len(rows))) if isinstance(rows[i].event, Decided) and rows[i].event.observed.gathered)  # type: ignore[union-attr]
+    event = rows[last].event
+    assert isinstance(event, Decided) and event.observed.gathered is not None
+    odd = replace(event.observed, gathered=replace(event.observed.gathered, after='{"v": 99}'))
+    rows[last] = replace(rows[last], event=replace(event, observed=odd))
+    world.shelf = CaseShelf()
+    world.quarters(1)
+    rows = world.audit.rows[world.rollout_id]
+    state = replay(rows)
+    assert not state.ended and '"v":99' not in state.evidence.replace(" ", "")
+    told = rows[-1].event
+    assert isinstance(told, Decided) and "cannot be read and is begun anew" in told.decision.text
+    world.turns_bad()
+    for _ in range(3):
+        world.now += BEAT
+        world.look(may_raise=False)
+    assert replay(world.audit.rows[world.rollout_id]).ended
+
+
 def test_a_frozen_controller_that_wakes_after_a_rollback_changes_nothing() -> None:
     world = World(truth=Truth.GOOD)
     world.open(a_plan())

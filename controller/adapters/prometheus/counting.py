@@ -41,6 +41,10 @@ HISTORY_TIMES = 3.0
 """The very first look asks more than any other, and has so many more for it."""
 
 
+HISTORY_PATIENCE_MS = 120_000
+"""For so long a first phase waits for the baseline's past; after that it is judged without."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
     """What is known of the source's own times, in milliseconds."""
@@ -83,7 +87,9 @@ class Counting:
             try:
                 history = self._history(inquiries, scope)
             except PastUnread as exc:
-                return _failed(inquiries, str(exc), ledger)
+                # Worth another look or two; but a candidate must not go unwatched because the past cannot be read.
+                if ms(scope.at) - ms(scope.since) < HISTORY_PATIENCE_MS:
+                    return _failed(inquiries, str(exc), ledger)
         return _read(inquiries, scope, times, history, self._clock)
 
     # --- what is asked ----------------------------------------------------------------------------------------------------------

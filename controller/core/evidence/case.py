@@ -39,7 +39,7 @@ class Struck:
 class _Desk:
     """One engine, the questions that it counts, and where their columns lie in a row of traffic."""
 
-    action: Action
+    name: str
     generation: int
     engine: Engine
     pick: NDArray[np.intp]
@@ -99,7 +99,7 @@ class Case:
 
     def struck(self) -> Struck | None:
         """The first breach of an engine whose gates act, if there is one."""
-        found = [d.struck for d in self._desks if d.struck is not None and d.action is not Action.TELL]
+        found = [d.struck for d in self._desks if d.struck is not None and not d.name.startswith(Action.TELL)]
         return min(found, key=lambda s: s.at, default=None)
 
     def weighed(self) -> dict[str, Weighed]:
@@ -114,6 +114,7 @@ class Case:
                     finding=finding,
                     breached=desk.struck is not None and desk.struck.gate == finding.gate,
                     hindrance=hindrance,
+                    requests=self.requests[0],
                     problem=self._problems.get(key, ""),
                     absent=self._absent.get(key, ()),
                 )
@@ -135,7 +136,7 @@ class Case:
                 "generations": self._generations,
                 "engines": [
                     {
-                        "action": d.action.value,
+                        "name": d.name,
                         "generation": d.generation,
                         "state": engine_state.dump(d.engine),
                         "struck": None
@@ -199,11 +200,11 @@ class Case:
             for q in self.questions
             if (q.key in edges if q.kind is Kind.HISTOGRAM else generation == 0) and q.key not in earlier
         )
-        for action, config in configs_of(self.plan, questions, edges).items():
-            engine = Engine(config) if states is None else engine_state.load(config, dict(states[action.value]))
+        for name, config in configs_of(self.plan, questions, edges).items():
+            engine = Engine(config) if states is None else engine_state.load(config, dict(states[name]))
             if states is None and self.phase >= 0:
                 engine.enter(self.phase)
-            self._desks.append(_Desk(action=action, generation=generation, engine=engine, pick=np.zeros(0, dtype=np.intp)))
+            self._desks.append(_Desk(name=name, generation=generation, engine=engine, pick=np.zeros(0, dtype=np.intp)))
 
     def _place(self) -> None:
         """Where each engine's columns lie in a row: rows grow when edges become known."""
@@ -227,11 +228,11 @@ class Case:
         self._absent = {k: tuple(v) for k, v in data["absent"].items()}
         for generation, edges in enumerate(data["generations"]):
             self._generations.append({k: tuple(v) for k, v in edges.items()})
-            states = {e["action"]: e["state"] for e in data["engines"] if e["generation"] == generation}
+            states = {e["name"]: e["state"] for e in data["engines"] if e["generation"] == generation}
             self._build(generation, states)
-        struck = {(e["action"], e["generation"]): e["struck"] for e in data["engines"]}
+        struck = {(e["name"], e["generation"]): e["struck"] for e in data["engines"]}
         for desk in self._desks:
-            if (s := struck[desk.action.value, desk.generation]) is not None:
+            if (s := struck[desk.name, desk.generation]) is not None:
                 at = _time(s["at"])
                 assert at is not None
                 desk.struck = Struck(gate=s["gate"], rung=s["rung"], at=at)

@@ -184,7 +184,7 @@ class Engine:
         if hindrance := self.hindrance:
             return False, hindrance
         # early phases prove a wider margin; what is beyond the plan's own all the same does not go on
-        short = [s.gate.name for s in self._standings() if not s.met or self._observed(s.gate, look_closely=False).beyond]
+        short = [s.gate.name for s in self._standings() if not s.met or self._over(s, self._observed(s.gate, look_closely=False))]
         return (not short), ("proved" if not short else "not enough evidence: " + ", ".join(short))
 
     def _standings(self) -> list["_Standing"]:
@@ -207,11 +207,17 @@ class Engine:
                     need=need,
                     met=need is Need.NOTHING or (have >= asked and bool(layers[FRESH, i] >= DISSENT)),
                     have=have,
+                    fresh=float(layers[FRESH, i]),
                     needed=asked,
                     wider=rule.wider is not None and bool(wider[i] >= needed),
                 )
             )
         return found
+
+    def _over(self, standing: "_Standing", seen: Observed) -> bool:
+        """Nothing is called proven whose interval, or in the phase that proves the plan's own limit whose estimate, lies beyond it."""
+        last = standing.need is Need.PROOF and self.config.phases[self.phase].multiple == 1
+        return seen.beyond or (last and seen.value > seen.limit)
 
     def need(self, gate: Gate) -> Need:
         """What a gate asks for in this phase: alone at 100 % the last step lies behind, so the data need only not speak against it."""
@@ -353,13 +359,14 @@ class Engine:
             missing: float | None = None
             if standing.have >= standing.needed:
                 missing = 0.0
-            elif standing.have > 0.05 and seen.requests > 0:
-                missing = seen.requests * (standing.needed - standing.have) / standing.have
+            elif standing.fresh > 0.05 and seen.requests > 0:
+                # the slope of this phase: what was carried into it came from other requests
+                missing = seen.requests * (standing.needed - standing.have) / standing.fresh
             found.append(
                 Finding(
                     gate=standing.gate.name,
                     need=standing.need,
-                    met=standing.met and not seen.beyond,
+                    met=standing.met and not self._over(standing, seen),
                     beyond=seen.beyond,
                     multiple=rule.multiple,
                     acceptable=standing.wider and not seen.beyond,
@@ -383,11 +390,12 @@ class Engine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Standing:
-    """A gate, what it needs in this phase, how much it has (log e-values), and whether the step could be accepted without a proof."""
+    """A gate, what it needs, how much it has in all and from this phase (log e-values), and whether the step could be accepted unproven."""
 
     gate: Gate
     need: Need
     met: bool
     have: float
+    fresh: float
     needed: float
     wider: bool

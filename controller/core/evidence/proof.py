@@ -38,6 +38,11 @@ CALM_BLOCKS = 2
 """Minutes of the baseline that must not breach a limit before a gate opens."""
 
 
+BESIDE_WORSE, BESIDE_SURE, BESIDE_DECAY = 1.25, 3.0, 0.5 ** (1 / 60)
+"""The baseline has become worse when failures as many as these have probability below e^-3 at 1.25 times history's rate; those of sixty blocks ago
+count half."""
+
+
 class Proof:
     """Log e-values against "at or beyond the margin", for each multiple of the margins that a phase asks for."""
 
@@ -65,6 +70,8 @@ class Proof:
         """Evidence of the last minute against absolute limits: left out too if the next minute is an incident."""
         self.incident_blocks = CALM_BLOCKS
         """Minutes since the baseline breached a limit."""
+        self.beside: Array = np.zeros((2, self.nr))
+        """Failures of the baseline beside the candidate, and how many history expects; fading."""
 
     def begin(self, *, carry: bool) -> None:
         """A phase begins; `carry` keeps the evidence of the shadow phase before it."""
@@ -111,6 +118,8 @@ class Proof:
     def _rates(self, xc: Array, nc: Array, xb: Array, nb: Array, c: float, reference: Reference) -> None:
         if self.nr == 0:
             return
+        self.beside *= BESIDE_DECAY
+        self.beside += np.stack([xb, nb * reference.mean_rate])
         incident = bool((unlikely_at(xb, nb * self.limit) > SURPRISE).any())
         ratio = ratio_log_lr(
             xc[:, None, None],
@@ -157,12 +166,15 @@ class Proof:
 
         Returns:
             Log e-values, shape (layers, gates). A rate's is the average of its comparison with the limit and with the baseline, both e-values
-            for the same null.
+            for the same null as long as the baseline is what history says. Where it is not, the limit alone counts: against a baseline that
+            has become worse, "better than (limit / baseline as it was) times the baseline as it is" allows more than the limit.
         """
         k = self.multiples.index(multiple)
         limit = log_mean_exp(self.rate_limit[:, :, k], axis=2)
         ratio = log_mean_exp(self.rate_ratio[:, :, k], axis=2)
-        rates = np.logaddexp(limit, ratio) - np.log(2)
+        failed, expected = self.beside
+        worse = unlikely_at(failed, BESIDE_WORSE * expected) > BESIDE_SURE
+        rates = np.logaddexp(limit, np.where(worse, -np.inf, ratio)) - np.log(2)
         rest = [log_mean_exp(t[:, :, k], axis=2) for t in (self.quantile, self.relative, self.mean)]
         return np.concatenate([rates, *rest], axis=1)
 

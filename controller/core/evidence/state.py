@@ -31,8 +31,8 @@ PARTS: dict[str, tuple[str, ...]] = {
         "mean_sums",
     ),
     "noise": ("prior", "tau2", "sums", "blocks", "queue", "last", "products", "precision", "count"),
-    "proof": ("rate_limit", "rate_ratio", "quantile", "relative", "mean", "mean_block", "delayed", "incident_blocks"),
-    "watch": ("log_e", "mean_block", "surge"),
+    "proof": ("rate_limit", "rate_ratio", "quantile", "relative", "mean", "mean_block", "delayed", "incident_blocks", "beside"),
+    "watch": ("log_e", "mean_block", "surge", "beside"),
     "counters": ("t", "last"),
 }
 WEATHER = ("null", "other")

@@ -62,9 +62,16 @@ def action_of(gate: core.Gate, policy: core.Policy) -> Action:
     return Action((gate.on_breach or policy.on_breach).value)
 
 
-def configs_of(
-    plan: core.Plan, questions: Sequence[Question], edges: Mapping[str, tuple[float, ...]]
-) -> dict[Action, EngineConfig]:
+def engine_of(gate: core.Gate, policy: core.Policy) -> str:
+    """
+    Name of the engine that judges a gate. Gates of one action share an engine and its budget, for the first breach acts. Gates that only tell have
+    one each: a breach of one must not silence the others.
+    """
+    action = action_of(gate, policy)
+    return f"{action.value} {gate.name}" if action is Action.TELL else action.value
+
+
+def configs_of(plan: core.Plan, questions: Sequence[Question], edges: Mapping[str, tuple[float, ...]]) -> dict[str, EngineConfig]:
     """
     Args:
         plan: The rollout's plan.
@@ -72,8 +79,8 @@ def configs_of(
         edges: Bucket edges by key of the question. A histogram gate without edges is left out.
 
     Returns:
-        An engine's configuration for each action that some gate has. Its error budget is the part of the action's whole budget that its
-        gates have of the weight of all gates of that action.
+        An engine's configuration by name (`engine_of`). Its error budget is the part of the whole budget of that name that its gates have
+        of the weight of all gates of that name.
 
     Raises:
         ValueError: A limit is out of range for the engine.
@@ -86,29 +93,29 @@ def configs_of(
         if q.kind is Kind.HISTOGRAM and edges.get(q.key)
     )
     counted = {q.key for q in questions if q.kind is not Kind.HISTOGRAM} | {h.name for h in histograms}
-    found: dict[Action, list[Gate]] = {}
-    whole: dict[Action, float] = {}
+    found: dict[str, list[Gate]] = {}
+    whole: dict[str, float] = {}
     for gate in plan.gates:
         if (question := question_of(gate)) is None:
             continue
-        term, action = _gate(gate, question.key), action_of(gate, plan.policy)
-        whole[action] = whole.get(action, 0.0) + term.weight
+        term, name = _gate(gate, question.key), engine_of(gate, plan.policy)
+        whole[name] = whole.get(name, 0.0) + term.weight
         if question.key in counted:
-            found.setdefault(action, []).append(term)
+            found.setdefault(name, []).append(term)
     return {
-        action: EngineConfig(
+        name: EngineConfig(
             columns=columns,
             histograms=histograms,
             gates=tuple(gates),
             phases=rules_of(plan),
             scrape_s=plan.policy.guard_every.total_seconds(),
             block_s=plan.policy.block.total_seconds(),
-            rungs=(rungs := _rungs(plan.policy, sum(g.weight for g in gates) / whole[action])),
+            rungs=(rungs := _rungs(plan.policy, sum(g.weight for g in gates) / whole[name])),
             alpha_rollback=sum(r.alpha for r in rungs),
             evidence_required=plan.policy.evidence_required,
             interval_alpha=1 - plan.policy.confidence,
         )
-        for action, gates in found.items()
+        for name, gates in found.items()
     }
 
 

@@ -36,6 +36,9 @@ RESTLESS, RESTLESS_DECAY = 1.0, 0.8
 """The baseline is restless while its failures of the last scrapes (which fade by the second number a scrape) have probability below e^-1 at its calm
 rate."""
 
+LONELY = 0.5
+"""With fewer trials of the baseline than this in the last scrapes there is nothing beside the candidate that could excuse it."""
+
 RESTLESS_WORSE = 5.0
 """How much worse than usual, against a restless baseline, a catastrophe must be: a gust of one arm may fall into one of both."""
 
@@ -136,6 +139,8 @@ class Watch:
         self.weather_both = Weather(2, (len(rungs), self.nr, self.ratio.shape[2]))
         self.surge: Array = np.zeros((2, self.nr))
         """Failures and requests of the baseline's last scrapes, fading."""
+        self.beside: Array = np.zeros(self.absolute)
+        """Trials of the baseline in the last scrapes, fading."""
         self.alone = False
         self._bets: _Bets | None = None
         self._stake: Array = self.log_weight - self.threshold[:, None]
@@ -229,13 +234,15 @@ class Watch:
         rows = self.wealth.add(self._counts(events, trials, per_block, reference), rest)
         nr, a = self.nr, self.absolute
         block = a + self.contrasts
-        self.log_e[:, :a] = rows[:, :a] if self.alone else np.minimum(rows[:, :a], rows[:, a : 2 * a])
-        self.log_e[:, a:] = rows[:, 2 * a : block + self.nc]
+        lonely = self.alone | (self.beside < LONELY)
+        self.log_e[:, :a] = np.where(lonely, rows[:, :a], np.minimum(rows[:, :a], rows[:, a : 2 * a]))
+        # alone there is nothing left to compare with; what still drains out of the baseline must not decide
+        self.log_e[:, a:] = -np.inf if self.alone else rows[:, 2 * a : block + self.nc]
         if nr:
             first = block + self.nc
             limit, ratio, alone = (rows[:, first + i * nr : first + (i + 1) * nr] for i in range(3))
-            if not self.alone:
-                alone = np.logaddexp(np.minimum(limit, ratio) + math.log(1 - ALONE), alone + math.log(ALONE))
+            beside = np.logaddexp(np.minimum(limit, ratio) + math.log(1 - ALONE), alone + math.log(ALONE))
+            alone = alone if self.alone else np.where(lonely[:nr], limit, beside)
             self.log_e[:, :nr] = np.where(self.sudden, self.log_e[:, :nr], alone)
         total = float(np.exp(self.log_e + self._stake).sum())
         if total < 1:
@@ -272,6 +279,8 @@ class Watch:
             self.surge *= RESTLESS_DECAY
             failed += events[self._own : self._own + self.nr]
             seen += trials[self._own : self._own + self.nr]
+        self.beside *= RESTLESS_DECAY
+        self.beside += trials[self._own : self._own + a]
         share = part(weighted, nb)
         f = share[:, :, None]
         both = x[:, a:] + xb

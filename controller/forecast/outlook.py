@@ -51,7 +51,7 @@ class Caught:
 
     Args:
         size: In the gate's unit: share of bad events, seconds, or increase over the baseline (0.3 is 30 % more).
-        after: Median time until then.
+        after: Typical time until then.
         exposed: Users' requests that the candidate has answered by then; 0 where traffic is mirrored.
     """
 

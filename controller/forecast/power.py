@@ -37,9 +37,10 @@ EXCESS = np.geomspace(0.02, 40.0, 20)
 BLOCK_REQUESTS = 3.0
 """Requests of the candidate that a block holds at least; at so little traffic caps and noise of a block do not matter."""
 
-CATCH_SPREAD, PROOF_SPREAD = 3.0, 1.0
-"""Variance of the evidence, relative to its mean. 2 is exact for a bet on the truth in the limit of small effects (a log-likelihood ratio with mean m has
-variance 2 m); proofs bet on a mixture and meet alternatives further away, and spread less."""
+CATCH_SPREAD, PROOF_SPREAD = 5.0, 1.0
+"""Variance of the evidence, relative to its mean. A bet on the truth has 2 in the limit of small effects. Noise, bursts and rows that must agree spread
+catches further; proofs are mixtures of bets, not all of them on the truth, and spread less. Chosen so that drawn rollouts agree
+(docs/how-to/plan-a-rollout.md has how well they do)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ class Catch:
 
     Args:
         size: Share of bad events, seconds, or factor to the baseline's.
-        after_s: Median time until then.
+        after_s: Typical time until then: when evidence that grows as on average gets there.
     """
 
     size: float
@@ -374,8 +375,7 @@ def _smallest(sizes: Array, lacking: Array, rising: Array, within_s: float, prob
     if i:
         weights[i] = -reached[i - 1] / (reached[i] - reached[i - 1])
         weights[i - 1] = 1 - weights[i]
-    low, high = 0.0, within_s
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (low, middle) if weights @ chance(middle) >= 0.5 else (middle, high)
-    return Catch(size=float(weights @ sizes), after_s=high)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times = np.where(rising > 0, np.maximum(lacking, 0.0) / rising, np.inf).min(axis=1)
+    after_s = float(weights @ np.minimum(times, within_s))
+    return Catch(size=float(weights @ sizes), after_s=after_s)

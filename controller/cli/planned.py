@@ -37,7 +37,8 @@ def show_outlook(plan: Plan, baseline: Baseline, found: Outlook, output: Format)
     _print(_phases_table(found))
     _line("")
     _line(
-        f"Smallest regression that each gate catches while the phase lasts, {SURE * 10:.0f} times out of 10 (users' requests it has answered by then):"
+        f"Smallest regression that each gate catches while the phase lasts, about {SURE * 10:.0f} times out of 10 "
+        "(users' requests it has answered by then):"
     )
     _print(_catches_table(found))
     stops = [p for p in found.problems if p.stops]
@@ -52,7 +53,8 @@ def _answer(plan: Plan, found: Outlook) -> str:
         case Verdict.WORKS:
             what = "This plan works"
         case Verdict.WAITS:
-            what = f"This plan waits: {_and([p.name for p in late])} {'lasts' if len(late) == 1 else 'last'} longer than {'its' if len(late) == 1 else 'their'} bake"
+            than = "lasts longer than its bake" if len(late) == 1 else "last longer than their bake"
+            what = f"This plan waits: {_and([p.name for p in late])} {than}"
         case Verdict.STUCK:
             never = [p.name for p in found.phases if p.lasts is None]
             what = "This plan cannot work" + (f": {_and(never)} {'is' if len(never) == 1 else 'are'} never left" if never else "")
@@ -322,7 +324,8 @@ def _ruling(found: Backtest, stopped: Sequence[PhaseRun]) -> str:
         assert first.stopped is not None
         all_of = "every phase" if len(stopped) == len(found.phases) else _and([p.name for p in stopped])
         done = "rolled back" if first.stopped.kind == "rollback" else "paused"
-        return f"Would have {done} in {all_of}, first after {span(first.stopped.at - found.since)}: {first.stopped.gate}: {first.stopped.text}"
+        after = span(first.stopped.at - found.since)
+        return f"Would have {done} in {all_of}, first after {after}: {first.stopped.gate}: {first.stopped.text}"
     short_of = [p.name for p in found.phases if p.passed is None]
     if short_of:
         return f"Nothing would have been stopped; {_and(short_of)} would still hold."

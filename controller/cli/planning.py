@@ -1,8 +1,9 @@
 """
-The commands before a rollout: what a plan can do on today's traffic, whole rollouts of it on invented traffic, its gates on recorded traffic.
+The commands before a rollout: what a plan can do on today's traffic, whole rollouts of it on invented traffic, its gates on
+recorded traffic.
 
-None of them needs a database. Their one rule: exit code 0 says that the question was answered, whatever the answer; a file that cannot be read
-or an option that makes no sense is exit code 2.
+None of them needs a database. Their one rule: exit code 0 says that the question was answered, whatever the answer; a file that
+cannot be read or an option that makes no sense is exit code 2.
 """
 
 import os
@@ -110,7 +111,8 @@ def simulate(
 
     Args:
         file: The rollout.yaml.
-        scenario: A built-in name or `key=value` pairs such as latency=1.3,errors=2%,after=2h; may be repeated. `list` names all; default all.
+        scenario: A built-in name or `key=value` pairs such as latency=1.3,errors=2%,after=2h; may be repeated. `list` names all;
+            default all.
         replicates: Rollouts of each scenario.
         seed: The same seed gives the same rollouts.
         approvals: People say yes at once; --no-approvals stops where they are asked.
@@ -177,13 +179,15 @@ def backtest(
     output: Output = "table",
 ) -> int:
     """
-    What the gates of a plan would have said of traffic that Prometheus has recorded; each phase's gates as if it had lasted all the time.
+    What the gates of a plan would have said of traffic that Prometheus has recorded; each phase's gates as if it had lasted all
+    the time.
 
     Args:
         file: The rollout.yaml.
         from_: Beginning: 2026-11-20T08:00 (UTC unless it says otherwise), or 2h or -3d: so long ago.
         to: End, written alike.
-        arm: Labels of an arm's series instead of the plan's: baseline=model:gpt-4.1 (several: model:gpt-4.1,region:eu); may be repeated.
+        arm: Labels of an arm's series instead of the plan's: baseline=model:gpt-4.1 (several: model:gpt-4.1,region:eu); may be
+            repeated.
     """
 
     def answer() -> int:

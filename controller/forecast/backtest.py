@@ -1,9 +1,9 @@
 """
 A plan's gates on recorded traffic: what they would have said, beat by beat.
 
-It stands between the metric source, which reads the recording as it would read live traffic, and the command line. Each phase's gates are judged as if
-that phase had lasted the whole time. Its one rule: the recording is read through the port that live looks use, with the time of each look,
-so that nothing is seen before it was there.
+It stands between the metric source, which reads the recording as it would read live traffic, and the command line. Each phase's
+gates are judged as if that phase had lasted the whole time. Its one rule: the recording is read through the port that live looks
+use, with the time of each look, so that nothing is seen before it was there.
 
 The silence of a candidate and the split of the traffic are left out: the recording was not split as the plan would have split it.
 """

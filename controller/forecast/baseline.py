@@ -1,8 +1,8 @@
 """
 What the baseline does today: how much traffic it has, how often it fails, how long it takes, what it costs.
 
-It stands before everything else in the package: `assumed` makes it from a few numbers, `measured` from the history that a metric source brings.
-Its one rule: what was assumed is named as an assumption, and what was not seen is never filled in.
+It stands before everything else in the package: `assumed` makes it from a few numbers, `measured` from the history that a metric
+source brings. Its one rule: what was assumed is named as an assumption, and what was not seen is never filled in.
 """
 
 import math
@@ -332,6 +332,6 @@ def _seen(question: Question, own: Array, each: Array, requests: float, edges: t
         case Kind.MEAN:
             mean = float(own[0] / own[1])
             amount, count = each[each[:, 1] > 0].T
-            # As the engine's reference has it: sums a_i of n_i requests have sum a_i^2 / n_i - (sum a_i)^2 / sum n_i = (K - 1) s^2.
+            # As the engine's reference has it: for sums a of n requests, sum a^2 / n - (sum a)^2 / sum n = (K - 1) s^2.
             spread = float((amount * amount / count).sum() - amount.sum() ** 2 / count.sum()) / max(len(count) - 1, 1)
             return Amounts(portion=portion, mean=mean, cv=math.sqrt(max(spread, 0.0)) / mean if mean > 0 else 1.0)

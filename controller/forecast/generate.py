@@ -1,12 +1,13 @@
 """
 Invented traffic: increments of both arms, beat by beat, as a metric source would read them.
 
-Arrivals are Poisson under a rate that wanders, durations follow the baseline's shape while load and noise stretch it, failures come in clusters and
-bursts. Its one rule: a seed is one world. What both arms share (load, bursts) is drawn from one stream of random numbers, what an arm has for
-itself from its own, so that a scenario changes the candidate and nothing else.
+Arrivals are Poisson under a rate that wanders, durations follow the baseline's shape while load and noise stretch it, failures
+come in clusters and bursts. Its one rule: a seed is one world. What both arms share (load, bursts) is drawn from one stream of
+random numbers, what an arm has for itself from its own, so that a scenario changes the candidate and nothing else.
 
-Sizes of the noise: the rate varies by a fifth beyond Poisson over a minute in the Azure LLM inference trace 2023 (Patel et al., "Splitwise", ISCA
-2024; conversation, one hour); bursts and clusters as in the traffic that the engine was measured on (docs/explanation/evidence.md).
+Sizes of the noise: the rate varies by a fifth beyond Poisson over a minute in the Azure LLM inference trace 2023 (Patel et al.,
+"Splitwise", ISCA 2024; conversation, one hour); bursts and clusters as in the traffic that the engine was measured on
+(docs/explanation/evidence.md).
 """
 
 import math
@@ -31,7 +32,8 @@ FIRST_HOUR = 9.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bursts:
-    """Spans in which failures are `factor` times as frequent: one begins every `every_s` on average and lasts `mean_s` on average."""
+    """Spans in which failures are `factor` times as frequent: one begins every `every_s` on average and lasts `mean_s` on
+    average."""
 
     every_s: float
     mean_s: float
@@ -172,7 +174,8 @@ class World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Beats:
-    """What both arms meet, one entry per beat: expected requests, stretch of the logarithm of durations, factor of failures, extra failures."""
+    """What both arms meet, one entry per beat: expected requests, stretch of the logarithm of durations, factor of failures,
+    extra failures."""
 
     starts: Array
     length_s: float

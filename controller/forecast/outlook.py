@@ -1,8 +1,9 @@
 """
 A plan on today's traffic: what each phase can prove and catch, where it cannot work, and what would help.
 
-It stands between `power`, which knows single gates, and the command line. Nothing is simulated: times are computed from the engine's formulas. Its
-one rule: where something does not work, the remedy stands beside it as a number that can be written into the file.
+It stands between `power`, which knows single gates, and the command line. Nothing is simulated: times are computed from the
+engine's formulas. Its one rule: where something does not work, the remedy stands beside it as a number that can be written into
+the file.
 """
 
 import math
@@ -69,7 +70,8 @@ class GateOutlook:
         need: What it asks for.
         unit: ``share``, ``seconds`` or ``increase``.
         limit: In that unit.
-        proven: Median and 90 % of the time until a candidate like the baseline is proven; None if never. Zero where no proof is asked.
+        proven: Median and 90 % of the time until a candidate like the baseline is proven; None if never. Zero where no proof is
+            asked.
         requests: Time until `min_requests` of its own requests were seen.
         caught: See there; None if nothing that is tried is caught in time.
     """
@@ -270,7 +272,7 @@ class _Able:
         every = self.plan.policy.every
         return math.ceil(after / every - 1e-9) * every
 
-    # --- remedies -----------------------------------------------------------------------------------------------------------------
+    # --- remedies --------------------------------------------------------------------------------------------------------------
 
     def remedies(self, index: int, clock: "Clock") -> tuple[str, ...]:
         """What lets a candidate like the baseline pass within the bake; the last one only says how long it takes."""
@@ -324,7 +326,7 @@ class _Able:
                 return f"{before} with traffic: 100%, bake: {nice(length)}"
         return None
 
-    # --- what is wrong ------------------------------------------------------------------------------------------------------------
+    # --- what is wrong ---------------------------------------------------------------------------------------------------------
 
     def problems(self) -> tuple[Problem, ...]:
         found: list[Problem] = []
@@ -462,13 +464,15 @@ def _broken_today(term: Term, baseline: Baseline) -> list[Problem]:
     part = baseline.parts[key_of(term)]
     if isinstance(term, RateLimit) and isinstance(part, Rate) and part.bad >= term.limit:
         text = (
-            f"the baseline itself has {part.bad * 100:.3g}% today, the limit is {term.limit * 100:.3g}%: no candidate like it can pass; "
+            f"the baseline itself has {part.bad * 100:.3g}% today, the limit is {term.limit * 100:.3g}%: "
+            "no candidate like it can pass; "
             f"mend the baseline first, or write a limit with room ({ROOM_RATE * part.bad * 100:.2g}%)"
         )
         return [Problem(about=term.name, text=text, stops=True)]
     if isinstance(term, QuantileLimit) and isinstance(part, Durations) and (now := part.shape.quantile(term.q)) >= term.limit:
         text = (
-            f"the baseline's p{term.q * 100:g} is {now:.3g} s today, the limit is {term.limit:.3g} s: no candidate like it can pass; "
+            f"the baseline's p{term.q * 100:g} is {now:.3g} s today, the limit is {term.limit:.3g} s: "
+            "no candidate like it can pass; "
             f"mend the baseline first, or write a limit with room ({ROOM_TIME * now:.2g} s)"
         )
         return [Problem(about=term.name, text=text, stops=True)]
@@ -498,7 +502,10 @@ def _coarse(term: Term, baseline: Baseline) -> list[Problem]:
         )
         return [Problem(about=term.name, text=text, stops=False)]
     if abs(math.log(near / at)) > SNAP and above / max(below, 1e-9) > 1 + 2 * max(getattr(term, "margin", 0.1), 0.1):
-        text = f"{where}: lies between the bucket edges {below:g} s and {above:g} s and is interpolated; a bucket edge at {at:.3g} s makes it exact"
+        text = (
+            f"{where}: lies between the bucket edges {below:g} s and {above:g} s and is interpolated; "
+            f"a bucket edge at {at:.3g} s makes it exact"
+        )
         return [Problem(about=term.name, text=text, stops=False)]
     return []
 
@@ -517,8 +524,8 @@ def _narrower(plan: Plan, of: dict[str, tuple[Power, Term]], baseline: Baseline)
             left = limit.limit / now - 1
             if 0 < left < margin.margin:
                 text = (
-                    f"the baseline's p{limit.q * 100:g} is {now:.3g} s, so the limit {limit.limit:.3g} s leaves {left * 100:.2g}% "
-                    f"of the {margin.margin * 100:g}% that {margin.name} allows"
+                    f"the baseline's p{limit.q * 100:g} is {now:.3g} s, so the limit {limit.limit:.3g} s leaves "
+                    f"{left * 100:.2g}% of the {margin.margin * 100:g}% that {margin.name} allows"
                 )
                 found.append(Problem(about=limit.name, text=text, stops=False))
     return found
@@ -537,7 +544,10 @@ def _events(plan: Plan, baseline: Baseline, phases: Sequence[PhaseOutlook]) -> l
                 break
         # a Poisson law with this mean stays below `times` with more than 10 %
         if seen < 1e4 and _poisson_below(gate.times, seen) > 1 - SURE:
-            text = f"about {seen:.2g} fallbacks are to be expected by the end of {gate.by_phase}, {gate.times} needed: it will hold; exercise one deliberately"
+            text = (
+                f"about {seen:.2g} fallbacks are to be expected by the end of {gate.by_phase}, {gate.times} needed: "
+                "it will hold; exercise one deliberately"
+            )
             found.append(Problem(about=gate.name, text=text, stops=False))
     return found
 

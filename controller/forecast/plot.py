@@ -1,7 +1,8 @@
 """
 A picture of many rollouts: how each scenario ended, and when.
 
-It stands after `replicates`. Its one rule: this is the only module that imports matplotlib, and it draws into a file and nowhere else.
+It stands after `replicates`. Its one rule: this is the only module that imports matplotlib, and it draws into a file and nowhere
+else.
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,11 @@
 """
 What the evidence of each gate can do in a given time: how soon it proves a good candidate, how soon it catches a bad one.
 
-It stands between the engine, which judges traffic, and `outlook`, which speaks of plans. The engine itself is fed with what would be counted on average,
-in a phase's traffic: its evidence then grows along a straight line, whose slope says how long anything takes. Many copies of a gate, each with a
-regression of another size, are judged by one engine at once. Its one rule: no formula of the evidence is repeated here. Only how
-much chance spreads the line is ours, and tests hold that against rollouts that were drawn.
+It stands between the engine, which judges traffic, and `outlook`, which speaks of plans. The engine itself is fed with what would
+be counted on average, in a phase's traffic: its evidence then grows along a straight line, whose slope says how long anything
+takes. Many copies of a gate, each with a regression of another size, are judged by one engine at once. Its one rule: no formula
+of the evidence is repeated here. Only how much chance spreads the line is ours, and tests hold that against rollouts that were
+drawn.
 """
 
 import copy
@@ -38,9 +39,9 @@ BLOCK_REQUESTS = 3.0
 """Requests of the candidate that a block holds at least; at so little traffic caps and noise of a block do not matter."""
 
 CATCH_SPREAD, PROOF_SPREAD = 5.0, 1.0
-"""Variance of the evidence, relative to its mean. A bet on the truth has 2 in the limit of small effects. Noise, bursts and rows that must agree spread
-catches further; proofs are mixtures of bets, not all of them on the truth, and spread less. Chosen so that drawn rollouts agree
-(docs/how-to/plan-a-rollout.md has how well they do)."""
+"""Variance of the evidence, relative to its mean. A bet on the truth has 2 in the limit of small effects. Noise, bursts and rows
+that must agree spread catches further; proofs are mixtures of bets, not all of them on the truth, and spread less. Chosen so that
+drawn rollouts agree (docs/how-to/plan-a-rollout.md has how well they do)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,8 @@ class Flow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
     """
-    The evidence that a candidate like the baseline is within a margin: `offset` + `slope` times seconds, on average; `needed` lets it pass.
+    The evidence that a candidate like the baseline is within a margin: `offset` + `slope` times seconds, on average; `needed`
+        lets it pass.
 
     Args:
         head: Part of the offset that was gathered before (mirrored), and varies as the rest does.
@@ -194,7 +196,7 @@ class Power:
                 found[gate.name] = catch
         return found
 
-    # --- the engine on average traffic ---------------------------------------------------------------------------------------------
+    # --- the engine on average traffic -----------------------------------------------------------------------------------------
 
     def _fed(self, phase: int, flow: Flow, *, bad: bool) -> tuple["_Feed", list[_Copy], float]:
         """An engine that has entered the phase, and what it will be fed: one block of average traffic after another."""
@@ -211,8 +213,8 @@ class Power:
             n, m = (x * part.portion * block_s for x in (flow.candidate, flow.baseline))
             between = 1.0
             if isinstance(gate, RateLimit):
-                # Rates are long-run means with their bursts, which caps keep from counting: what decides is the rate between them. The
-                # engine's calm rate errs low, so half of its distance to the mean is taken.
+                # Rates are long-run means with their bursts, which caps keep from counting: what decides is the rate between
+                # them. The engine's calm rate errs low, so half of its distance to the mean is taken.
                 between = (1 + float(calm[rates[_name(i)]] / mean[rates[_name(i)]])) / 2
             rows.append(
                 (_row(gate, part, n, c.size, between, self._edges(gate)), _row(gate, part, m, None, between, self._edges(gate)))
@@ -337,7 +339,7 @@ def _row(gate: Term, part: Part, n: float, size: float | None, between: float, e
             assert_never(part)
 
 
-# --- chance ----------------------------------------------------------------------------------------------------------------------
+# --- chance --------------------------------------------------------------------------------------------------------------------
 
 
 def crossed(grown: Array, lacking: Array) -> Array:
@@ -349,7 +351,8 @@ def crossed(grown: Array, lacking: Array) -> Array:
         lacking: Nats that the threshold lies above the beginning.
 
     Source:
-        First passage of a Brownian motion with drift: the inverse Gaussian law (Folks and Chhikara 1978), with a variance of `CATCH_SPREAD` times
+        First passage of a Brownian motion with drift: the inverse Gaussian law (Folks and Chhikara 1978), with a variance of
+            `CATCH_SPREAD` times
         the mean.
     """
     m, a = np.maximum(grown, 1e-9), np.maximum(lacking, 0.0)

@@ -1,8 +1,8 @@
 """
 Many rollouts of a plan, scenario by scenario, and what came of them.
 
-It stands between `simulate`, which plays one, and the command line. Its one rule: the same seed gives the same table, however many processes
-played.
+It stands between `simulate`, which plays one, and the command line. Its one rule: the same seed gives the same table, however
+many processes played.
 """
 
 from collections import Counter

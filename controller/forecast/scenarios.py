@@ -1,8 +1,8 @@
 """
 What a candidate may be like: the built-in scenarios by name, and those that a user writes as ``latency=1.3,errors=2%,after=2h``.
 
-Its one rule: whether a scenario's candidate keeps the plan's limits is worked out from the plan and the baseline (`beyond`), not from the
-scenario's name: what is too slow for one plan is fine for another.
+Its one rule: whether a scenario's candidate keeps the plan's limits is worked out from the plan and the baseline (`beyond`), not
+from the scenario's name: what is too slow for one plan is fine for another.
 """
 
 import math
@@ -127,7 +127,8 @@ def built_in(plan: Plan) -> dict[str, Scenario]:
 
 
 def _at_the_margin(plan: Plan) -> Scenario:
-    """The candidate that is exactly as slow as the tightest margin allows; without margins, fails exactly as often as a limit allows."""
+    """The candidate that is exactly as slow as the tightest margin allows; without margins, fails exactly as often as a limit
+    allows."""
     enforced = [g for g in plan.gates if g.mode is GateMode.ENFORCE]
     margins = [g for g in enforced if isinstance(g, QuantileIncrease) and g.indicator != "custom"]
     if margins:
@@ -159,7 +160,10 @@ RATES = {
     "fallback-failures": "fallback_success",
     "custom": "custom",
 }
-KEYS = "latency, ttft, cost (factors), tail=5%x4, errors, timeouts, unavailable, fallback-failures, custom (shares), silent, after, ramp (times), from-share, name"
+KEYS = (
+    "latency, ttft, cost (factors), tail=5%x4, errors, timeouts, unavailable, fallback-failures, custom (shares), silent, "
+    "after, ramp (times), from-share, name"
+)
 
 
 def named(plan: Plan, text: str) -> Scenario:
@@ -239,7 +243,8 @@ EXACT = 1e-4
 
 
 def beyond(plan: Plan, baseline: Baseline, effect: Effect) -> tuple[str, ...]:
-    """The enforced gates whose limits a candidate with this effect does not keep, in truth and in the long run; all, if it is silent."""
+    """The enforced gates whose limits a candidate with this effect does not keep, in truth and in the long run; all, if it is
+    silent."""
     found = []
     for gate in plan.gates:
         if gate.mode is not GateMode.ENFORCE or (question := question_of(gate)) is None:

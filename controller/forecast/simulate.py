@@ -1,14 +1,15 @@
 """
 One whole rollout of a plan on invented traffic, from the first phase to its end.
 
-The evidence (`Case`), the verdicts (`judge_all`) and the decisions (`decide`) are the live ones; only the time and the traffic are invented. Its one
-rule: what is skipped does not decide the outcome. Gates are judged at a gate check only once the phase has baked, because before that nothing can be
-raised; breaches are looked for after every beat.
+The evidence (`Case`), the verdicts (`judge_all`) and the decisions (`decide`) are the live ones; only the time and the traffic
+are invented. Its one rule: what is skipped does not decide the outcome. Gates are judged at a gate check only once the phase has
+baked, because before that nothing can be raised; breaches are looked for after every beat.
 
-Beats. A guard looks every `guard_every`, but a rollout of days is tens of thousands of such looks. The engine takes its evidence in blocks of
-`gates.block`, so beats of one block lose nothing but the speed of catching a catastrophe. So beats are the guard's own until an hour
-after the fault began, and a block long from then on (and from the beginning where there is no fault): the traffic so far is fed again in
-longer beats, and the case goes on from there. Of phases that bake for days the first hours are played (`QUIET_AFTER`).
+Beats. A guard looks every `guard_every`, but a rollout of days is tens of thousands of such looks. The engine takes its evidence
+in blocks of `gates.block`, so beats of one block lose nothing but the speed of catching a catastrophe. So beats are the guard's
+own until an hour after the fault began, and a block long from then on (and from the beginning where there is no fault): the
+traffic so far is fed again in longer beats, and the case goes on from there. Of phases that bake for days the first hours are
+played (`QUIET_AFTER`).
 """
 
 import math
@@ -46,8 +47,8 @@ FINE_FOR = timedelta(hours=1)
 """So long after a fault began, beats are the guard's own."""
 
 QUIET_AFTER = timedelta(hours=4)
-"""A phase whose gates have all passed after so long, with a candidate that keeps every limit, is not played to the end of its bake: the hours
-left are like those before."""
+"""A phase whose gates have all passed after so long, with a candidate that keeps every limit, is not played to the end of its
+bake: the hours left are like those before."""
 
 CHUNK = 240
 """Beats that are drawn at once."""
@@ -151,7 +152,7 @@ class _Play:
             if (story := self._chunk()) is not None:
                 return story
 
-    # --- one stretch of time without a change of the weights ----------------------------------------------------------------------
+    # --- one stretch of time without a change of the weights -------------------------------------------------------------------
 
     def _chunk(self) -> Story | None:
         state = self.rollout.state
@@ -216,10 +217,11 @@ class _Play:
     def _elapsed_s(self) -> float:
         return (self.now - self.begin).total_seconds()
 
-    # --- looks --------------------------------------------------------------------------------------------------------------------
+    # --- looks -----------------------------------------------------------------------------------------------------------------
 
     def _guard(self) -> Story | None:
-        """What the guard would find after this beat. The engines say by themselves when a breach is complete; silence is looked for."""
+        """What the guard would find after this beat. The engines say by themselves when a breach is complete; silence is looked
+        for."""
         if self.evidence.case.struck() is not None:
             results = self._results()
         elif self.recent[-1][1] == 0 and self._seen_recently()[0] == 0:
@@ -293,7 +295,7 @@ class _Play:
         if self.begun_s is None and live >= self.scenario.onset.share - 1e-9:
             self.begun_s = self._elapsed_s
 
-    # --- ends ---------------------------------------------------------------------------------------------------------------------
+    # --- ends ------------------------------------------------------------------------------------------------------------------
 
     def _waiting(self) -> Story:
         results = self._results()

@@ -1,4 +1,5 @@
-"""plan, simulate and backtest on the command line: exit codes, what stands in the answer, and what is refused with which words."""
+"""plan, simulate and backtest on the command line: exit codes, what stands in the answer, and what is refused with which
+words."""
 
 import json
 import math
@@ -187,7 +188,8 @@ HOURS = 5
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrometheusServer]:
-    """Five hours of a router until now: 20 requests/s; the candidate has 2 of them, and after four hours a tenth of them fails."""
+    """Five hours of a router until now: 20 requests/s; the candidate has 2 of them, and after four hours a tenth of them
+    fails."""
     end = math.floor(datetime.now(UTC).timestamp() / SCRAPE_S) * SCRAPE_S
     times = range(end - HOURS * 3600, end + 1, SCRAPE_S)
     samples = Samples()

@@ -1,4 +1,5 @@
-"""Invented traffic: it has the rates and shapes that were asked for, the noise that real traffic has, and the same seed makes it again."""
+"""Invented traffic: it has the rates and shapes that were asked for, the noise that real traffic has, and the same seed makes it
+again."""
 
 from dataclasses import replace
 from pathlib import Path

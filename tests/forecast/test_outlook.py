@@ -24,7 +24,7 @@ def of(plan: Plan, rps: float, **given: float) -> Outlook:
     return outlook(plan, a_baseline(plan, rps, **given))
 
 
-# --- against drawn rollouts ------------------------------------------------------------------------------------------------------
+# --- against drawn rollouts ----------------------------------------------------------------------------------------------------
 
 
 def minutes_until(plan: Plan, baseline: Baseline, index: int, seed: int, effect: Effect, most: int, *, proof: bool) -> float:
@@ -77,7 +77,7 @@ def test_the_chance_to_cross_rises_with_what_has_grown_and_ends_at_one() -> None
     assert (np.diff(chances) > 0).all() and chances[0] < 0.02 and chances[-1] > 0.999
 
 
-# --- verdicts and remedies -------------------------------------------------------------------------------------------------------
+# --- verdicts and remedies -----------------------------------------------------------------------------------------------------
 
 
 def test_a_plan_with_enough_traffic_works() -> None:

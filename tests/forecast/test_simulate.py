@@ -128,7 +128,7 @@ def test_a_candidate_that_is_bad_only_under_load_is_caught_when_it_has_the_load(
     assert found.fault == found.entered[2]
 
 
-# --- many ---------------------------------------------------------------------------------------------------------------------------
+# --- many ----------------------------------------------------------------------------------------------------------------------
 
 
 def results(replicates: int = 4, workers: int = 1) -> tuple[Result, ...]:

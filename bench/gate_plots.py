@@ -196,7 +196,7 @@ def peeking(seed: int, replicates: int, looks: int) -> Figure:
             axes.step(x, 100 * share, where="post", color=colour, linewidth=2, label=label)
             say(f"peeking, true rate {rate:.1%}, {label}: {share[-1]:.1%} of {replicates} after {looks} looks")
         axes.axhline(5, color="black", linewidth=1, linestyle="--")
-        axes.annotate("promised: at most 5%", (1.1, 6.5), fontsize=9, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+        axes.annotate("promised: at most 5%", (1.1, 7.5), fontsize=9, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0})
         axes.set(title=title, xscale="log", xlim=(1, looks), ylim=(-1, 100), xlabel=f"looks so far, one every {LOOK_S:g} s")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
     panels[0].set_ylabel("rolled back so far, % of rollouts")

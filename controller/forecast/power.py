@@ -152,7 +152,8 @@ class Power:
             engine.run(PROOF_BLOCKS // 2)
             seen.append(np.asarray(engine.engine.proof.log_e(wanted)[0]))
         half = PROOF_BLOCKS // 2 * block_s
-        slope = (seen[1] - seen[0]) / half
+        # alone, comparisons have no evidence at all: minus infinity, which rises by nothing
+        slope = np.subtract(seen[1], seen[0], out=np.zeros_like(seen[0]), where=np.isfinite(seen[0])) / half
         offset = seen[1] - slope * 2 * half
         at = {g.name: i for i, g in enumerate(engine.engine.watch.gates)}
         return {
@@ -181,7 +182,8 @@ class Power:
             engine.run(CATCH_BLOCKS // 2)
             seen.append(engine.engine.watch.log_e.copy())
         half = CATCH_BLOCKS // 2 * block_s
-        slope = (seen[1] - seen[0]) / half
+        # alone, comparisons have no evidence at all: minus infinity, which rises by nothing
+        slope = np.subtract(seen[1], seen[0], out=np.zeros_like(seen[0]), where=np.isfinite(seen[0])) / half
         offset = np.minimum(seen[1] - slope * 2 * half, 0.0)
         at = {g.name: i for i, g in enumerate(engine.engine.watch.gates)}
         real = Engine(self._config).watch

@@ -189,6 +189,11 @@ class Slo(_Spec):
             return
         if timed and seconds <= 0:
             yield (needed,), f"{text!r} can never be met: it must be longer than nothing"
+        if not timed and (seconds <= 0 if needed == "max" else seconds >= 1):
+            yield (
+                (needed,),
+                f"{text!r} allows no failure at all, which no number of requests can prove; write {'0.01%' if needed == 'max' else '99.99%'} or so",
+            )
         if not timed and needed == "max" and seconds >= 1:
             yield (needed,), f"{text!r} allows everything to fail; the gate could never say no"
         if not timed and needed == "min" and seconds <= 0:
@@ -251,6 +256,9 @@ class Comparison(_Spec):
             raise Inconsistent([(("quantile",), f"{self.indicator} is compared by its mean and has no quantile")])
         if not self._mean and self.quantile is None:
             raise Inconsistent([((), f"{self.indicator} needs a quantile (write quantile: 0.95)")])
+        if self.max_increase <= 0:
+            text = "no number of requests can prove that the candidate is not even a little worse; write max_increase: 1% or more"
+            raise Inconsistent([(("max_increase",), text)])
         return self
 
     @property

@@ -26,7 +26,7 @@ class Demo:
     home: Path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def demo() -> Iterator[Demo]:
     argv = [sys.executable, "-m", "controller.cli.app", "demo", "--scenario", "all", "--seed", "11", "-o", "json", "--keep"]
     root = Path(__file__).parents[2]
@@ -60,6 +60,6 @@ def demo() -> Iterator[Demo]:
         assert process.wait(timeout=60) == 0, told()[-4000:]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rows(demo: Demo) -> dict[str, dict[str, Any]]:
     return demo.rows

@@ -119,7 +119,9 @@ class Proof:
         if self.nr == 0:
             return
         self.beside *= BESIDE_DECAY
-        self.beside += np.stack([xb, nb * reference.mean_rate])
+        expected = nb * reference.mean_rate
+        # a gust or an incident of some minutes is weather; what stays worse exceeds this in minute after minute
+        self.beside += np.stack([np.minimum(xb, expected + 2 * np.sqrt(expected) + 1), expected])
         incident = bool((unlikely_at(xb, nb * self.limit) > SURPRISE).any())
         ratio = ratio_log_lr(
             xc[:, None, None],

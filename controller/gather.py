@@ -58,8 +58,8 @@ class Look:
     def results(self, *, counted: bool = True) -> tuple[GateResult, ...]:
         """
         Args:
-            counted: Judge the statistical gates too. Their intervals cost ten times what the evidence does: a guard that finds nothing
-                to lower spares itself that.
+            counted: Judge the statistical gates too. Their intervals cost several times what a beat of evidence does: a guard that finds
+                nothing to lower spares itself that.
         """
         seen = {name: m for name, m in self.measurements if counted or not isinstance(m, Counted)}
         weighed = self.shelved.case.weighed() if counted and self.shelved is not None else {}

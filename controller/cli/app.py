@@ -46,7 +46,7 @@ _COMMANDS = {
     "backtest": ("controller.cli.planning:backtest", "What the gates of a rollout.yaml would have said of recorded traffic."),
     "lint": ("controller.cli.checks:lint", "Check a rollout.yaml: every problem with file, line and column."),
     "tick": ("controller.cli.checks:tick", "One gate check, without Prefect."),
-    "judge": ("controller.cli.checks:judge", "Judge recorded or generated traffic: JSON lines in, a decision a line out."),
+    "judge": ("controller.cli.judging:judge", "Judge recorded or generated traffic: JSON lines in, a decision a line out."),
     "guard": ("controller.cli.run:guard", "The loop that looks every few seconds and only lowers; delivers notices."),
     "serve": ("controller.cli.run:serve", "The HTTP door: flags for routers at /flags/v1, health."),
     "router": ("controller.cli.run:router", "The model router, the data plane."),

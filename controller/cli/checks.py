@@ -1,4 +1,4 @@
-"""The commands that check: lint, tick, migrate, doctor, judge."""
+"""The commands that check: lint, tick, migrate, doctor."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -198,21 +198,3 @@ def _slack(settings: Settings) -> str:
     from controller.adapters.slack import check_token
 
     return check_token(settings.slack_token, base_url=settings.slack_api_url)
-
-
-def judge(
-    *,
-    evidence_required: Annotated[bool, Parameter(help="Nothing proceeds on evidence that only leans the right way")] = False,
-) -> int:
-    """
-    Judge rollouts from cumulative counters: one JSON object a line on stdin, one decision a line on stdout.
-
-    The statistics stay valid however often one looks; they are those of the live gates.
-    """
-    import gc
-    import sys
-
-    from controller.judge import main
-
-    gc.freeze()  # what the command line has loaded need not be walked again while hours of scrapes are read
-    return main(sys.stdin, sys.stdout, evidence_required=evidence_required)

@@ -270,7 +270,7 @@ def _ruling(about: _About, weighed: Weighed, *, within: bool) -> tuple[Verdict, 
         return Verdict.INSUFFICIENT, f"{weighed.requests:,.0f} of {least:,} requests"
     if f.met:
         proven = "proven" if f.multiple == 1 else f"proven at {f.multiple:g} times the margin, as this phase asks"
-        return Verdict.PASS, proven if f.need is Need.PROOF else "not proven, and nothing speaks against it"
+        return Verdict.PASS, proven if f.need is Need.PROOF else "no proof is asked for, and nothing speaks against it"
     if f.beyond:
         return Verdict.INSUFFICIENT, "over the limit, but not yet beyond what chance does in a whole rollout"
     if f.need is Need.LEANING:
@@ -447,7 +447,8 @@ def _total(counts: Counts | None) -> float:
 
 
 def pct(ratio: float, *, sign: bool = False) -> str:
-    """0.0123 as ``1.23%``."""
+    """0.0123 as ``1.23%``; less than a thousandth of a percent is 0."""
+    ratio = 0.0 if abs(ratio) < 1e-5 else ratio
     return f"{ratio * 100:+.3g}%" if sign else f"{ratio * 100:.3g}%"
 
 

@@ -8,7 +8,7 @@ Its one rule: only a whole answer is a success. A stream without finish_reason a
 no completion: each is a failure, as much as a refused connection. Every outcome of the network becomes a value here; only the
 caller's own cancellation passes through.
 
-What counts as what (`router.metrics.Outcome`):
+What counts as what (`router.outcome.Outcome`):
 
 | the provider                                              | outcome      | next model tried |
 |-----------------------------------------------------------|--------------|------------------|
@@ -31,14 +31,12 @@ import orjson
 from yarl import URL
 
 from router.connections import CONNECT_S, Connections
-from router.metrics import Outcome
+from router.outcome import CLIENT_FAULTS, Failed
 from router.sse import BUFFER_MAX, SseOverflow, SseSplitter, data_of
 from router.usage import Tokens, reported
 
 ANSWER_MAX = 64 * 1024 * 1024
 """Bytes of a JSON answer after which the sender is not a model."""
-
-CLIENT_FAULTS = frozenset({400, 413, 422})
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
@@ -73,24 +71,6 @@ class Completed:
     body: bytes
     tokens: Tokens | None
     text_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed:
-    """
-    An attempt that brought no usable answer.
-
-    Args:
-        detail: For logs and for the client's error message: no content, no key.
-        status: The provider's, if it answered.
-        body: What the provider says about the client's own fault, in OpenAI's shape.
-    """
-
-    outcome: Outcome
-    detail: str
-    status: int | None = None
-    body: bytes | None = None
-    retry_after: str | None = None
 
 
 async def complete(connections: Connections, target: Target, body: bytes, headers: Mapping[str, str]) -> Completed | Failed:

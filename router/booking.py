@@ -8,10 +8,12 @@ every attempt alike in the series of its model.
 import time
 from dataclasses import dataclass, replace
 
-from router.attempt import Failed
+from router.admission import Permit
+from router.breaker import Verdict, verdict_of
 from router.config import RouterConfig
 from router.logs import get_logger
-from router.metrics import ArmSeries, FallbackReason, Outcome, RouterMetrics
+from router.metrics import ArmSeries, FallbackReason, RouterMetrics
+from router.outcome import Failed, Outcome
 from router.selection import Arm
 from router.usage import Rates, Tokens, estimated
 
@@ -47,7 +49,7 @@ class Ledger:
         for model in config.models:
             metrics.model(model.name, model.provider)
         for route in config.routes:
-            metrics.prime_default(route.name, route.flag or "", route.default, route.fallbacks)
+            metrics.prime_default(route.name, route.flag or "", route.default, route.others)
 
     def begin(self, key: RequestKey, model: str, request_bytes: int, *, assigned: bool) -> "Attempt":
         return Attempt(self, key, model, request_bytes, assigned)
@@ -64,9 +66,17 @@ class Attempt:
 
     Args:
         assigned: The model that the plan put first; False for a fallback.
+
+    Attributes:
+        permit: Leave to call the model, closed with the attempt; None for a mirrored copy, which no gate stands before.
+        own_key: The call was made with the router's key and not with the client's.
+        whole_time: The call had all of the model's own timeout.
     """
 
-    __slots__ = ("_key", "_ledger", "_request_bytes", "_started", "_took_s", "assigned", "model", "outcome")
+    __slots__ = (
+        "_key", "_ledger", "_request_bytes", "_started", "_took_s", "assigned", "model", "outcome", "own_key", "permit",
+        "whole_time",
+    )  # fmt: skip
 
     def __init__(self, ledger: Ledger, key: RequestKey, model: str, request_bytes: int, assigned: bool) -> None:
         self._ledger, self._key, self._request_bytes = ledger, key, request_bytes
@@ -75,36 +85,49 @@ class Attempt:
         self.model = model
         self.assigned = assigned
         self.outcome: Outcome | None = None
+        self.permit: Permit | None = None
+        self.own_key = self.whole_time = True
 
     def first_token(self) -> None:
+        if self.permit is not None:
+            self.permit.promising()
         if self.assigned:
             self._series.ttft.observe(time.perf_counter() - self._started)
 
     def completed(self, tokens: Tokens | None, text_bytes: int) -> None:
+        self._release("good")
         self._end("ok", tokens or estimated(self._request_bytes, text_bytes))
 
     def failed(self, failed: Failed, tokens: Tokens | None = None, text_bytes: int = 0) -> None:
         if tokens is None and text_bytes:
             tokens = estimated(self._request_bytes, text_bytes)
+        self._release(verdict_of(failed, own_key=self.own_key, whole_time=self.whole_time))
         self._end(failed.outcome, tokens)
 
     def over(self) -> None:
         """Stops the clock of an attempt whose outcome is not known yet: it was refused, and somebody else is asked why."""
         self._took_s = time.perf_counter() - self._started
+        self._release("unclear")
 
     def cancelled(self, tokens: Tokens | None = None, text_bytes: int = 0) -> None:
+        self._release("unclear")
         # The provider was at work on the input, and bills it, whether or not anybody waits for the end.
         self._end("cancelled", tokens or estimated(self._request_bytes, text_bytes))
 
     def never_sent(self, failed: Failed) -> Failed:
-        """An attempt that no provider saw: the arm's outcome, but nobody's upstream attempt."""
-        self._settle(failed.outcome)
+        """An attempt that no provider saw: the arm's outcome, but nobody's upstream attempt, and no fallback's either."""
+        if self.assigned:
+            self._settle(failed.outcome)
         return failed
 
     @property
     def _series(self) -> ArmSeries:
         key = self._key
         return self._ledger.metrics.arm(key.route, key.flag, key.arm, key.model, key.streaming)
+
+    def _release(self, verdict: Verdict) -> None:
+        if self.permit is not None:
+            self.permit.close(verdict)
 
     def _end(self, outcome: Outcome, tokens: Tokens | None) -> None:
         took_s = time.perf_counter() - self._started if self._took_s is None else self._took_s

@@ -2,7 +2,7 @@
 ``router.yaml``: what it may say, and what of it contradicts itself.
 
 Its one rule: every name that is used is defined, so that nothing is found missing by a user's request. Fields whose feature is
-not built yet (breaker, limits, caps, budgets, redact) are validated and kept; `not_in_force` names those a file sets.
+not built yet (limits, caps, budgets, redact) are validated and kept; `not_in_force` names those a file sets.
 """
 
 import re
@@ -92,6 +92,16 @@ class Price(_Spec):
 
 
 class Breaker(_Spec):
+    """
+    When a model is left alone for a while.
+
+    Args:
+        failure_ratio: Share of failed answers in the window from which on it is not asked any more.
+        window: Over how long they are counted, up to now.
+        min_requests: Fewer answers than this in the window open nothing.
+        open_for: How long until one request may probe, and how long a probe is waited for until the next.
+    """
+
     failure_ratio: Ratio = 0.5
     window: PositiveDuration = timedelta(minutes=2)
     min_requests: PositiveInt = 10
@@ -131,6 +141,7 @@ class Route(_Spec):
         flag: Whose word decides; without one the default answers.
         default: Answers as long as the flag was never seen.
         fallbacks: Tried in this order when the chosen model fails before its first token.
+        last_resort: Asked when nobody else has answered, even if its circuit breaker is open.
         unit: What is bucketed; by default what the flag says. See `router.selection.unit_of`.
     """
 
@@ -139,7 +150,13 @@ class Route(_Spec):
     flag: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")] | None = None
     default: Name
     fallbacks: list[Name] = []
+    last_resort: Name | None = None
     unit: UnitKind | None = None
+
+    def others(self, assigned: str) -> list[str]:
+        """Who may answer instead of a model, each once; the last resort may be that model itself."""
+        last = [self.last_resort] if self.last_resort else []
+        return list(dict.fromkeys([*(name for name in self.fallbacks if name != assigned), *last]))
 
 
 class Flags(_Spec):
@@ -232,8 +249,7 @@ class RouterConfig(_Spec):
     def not_in_force(self) -> list[str]:
         """Fields of this file that are kept for a feature this version does not have."""
         top = [name for name in ("caps", "budgets", "redact") if getattr(self, name)]
-        inner = {name for m in self.models for name in ("limits", "breaker") if getattr(m, name)}
-        return top + [f"models.*.{name}" for name in sorted(inner)]
+        return top + (["models.*.limits"] if any(m.limits for m in self.models) else [])
 
 
 def read_config(path: Path) -> RouterConfig:
@@ -265,6 +281,7 @@ def _contradictions(config: RouterConfig) -> Iterator[tuple[Loc, str]]:
     for i, route in enumerate(config.routes):
         used: list[tuple[Loc, str]] = [(("default",), route.default)]
         used += [(("fallbacks", j), name) for j, name in enumerate(route.fallbacks)]
+        used += [(("last_resort",), route.last_resort)] if route.last_resort else []
         for loc, name in used:
             if name not in models:
                 yield ("routes", i, *loc), f"unknown model {name!r} (known: {_listed(models)})"

@@ -8,6 +8,7 @@ endings are a whole answer or an error.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from typing import Any
 import orjson
 
 from flagspec import RouteFlag
-from router.attempt import Failed, Stream, Target, complete
+from router.admission import Admission
+from router.attempt import Stream, Target, complete
 from router.booking import Attempt, Ledger, Refusal, RequestKey
 from router.config import RouterConfig
 from router.connections import Connections
@@ -25,6 +27,7 @@ from router.errors import ApiError, model_not_found
 from router.flags import FlagTable, track
 from router.logs import get_logger
 from router.metrics import RouterMetrics
+from router.outcome import Failed
 from router.selection import NoDrill, Plan, Selector, Step, payload, unit_of
 
 log = get_logger()
@@ -82,6 +85,8 @@ class Engine:
     Args:
         targets: Where each model of the configuration is served.
         connections: To the providers; the caller opens and closes them.
+        now: Aware time, for leases.
+        clock: Seconds that never run backwards, for breakers.
     """
 
     def __init__(
@@ -92,9 +97,11 @@ class Engine:
         flags: FlagTable,
         metrics: RouterMetrics,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.selector = Selector(config)
         self.ledger = Ledger(config, metrics)
+        self._admission = Admission(config, metrics, clock)
         self._config = config
         self._targets = targets
         self._connections = connections
@@ -136,7 +143,7 @@ class Engine:
         for flag in changed:
             for route in self._config.routes:
                 if route.flag == flag.key:
-                    self._metrics.prime_flag(route.name, flag, route.fallbacks)
+                    self._metrics.prime_flag(route.name, flag, route.others)
                     for side in (flag.control, flag.candidate):
                         if side.model not in self._targets:
                             log.error("flag_model_unknown", flag=flag.key, route=route.name, model=side.model)
@@ -172,6 +179,8 @@ class Engine:
         failures: list[tuple[str, Failed]] = []
         with Refusal() as refusal:
             for i, step in enumerate(plan.steps):
+                if step.forced and any(model == step.model and not failed.unasked for model, failed in failures):
+                    continue
                 attempt = self.ledger.begin(key, step.model, request.size, assigned=i == 0)
                 reply = await self._try(request, step, attempt, key)
                 if isinstance(reply, Reply):
@@ -183,6 +192,8 @@ class Engine:
                         return _refused(attempt, reply, key)
                     refusal.hold(attempt, reply)
                 failures.append((step.model, reply))
+                if reply.unasked:
+                    continue
                 log.warning(
                     "attempt_failed",
                     request_id=request.request_id,
@@ -191,7 +202,6 @@ class Engine:
                     model=step.model,
                     outcome=reply.outcome,
                     detail=reply.detail,
-                    next_model=plan.steps[i + 1].model if i + 1 < len(plan.steps) else None,
                     drill=plan.drill,
                 )
         self.ledger.unavailable(key)
@@ -208,13 +218,20 @@ class Engine:
         """
         if key.drill and attempt.assigned:
             return attempt.never_sent(_DRILLED)
-        call = self._stream if request.stream else self._json
-        return await call(request, step, attempt, key)
-
-    async def _json(self, request: ChatRequest, step: Step, attempt: Attempt, key: RequestKey) -> Reply | Failed:
         target = self._targets.get(step.model)
         if target is None:
             return attempt.never_sent(_unknown(step))
+        if key.arm != "shadow":
+            # A copy neither asks a breaker nor feeds it: whatever becomes of it, no user notices.
+            permit = self._admission.enter(step.model, forced=step.forced)
+            if isinstance(permit, Failed):
+                return attempt.never_sent(permit)
+            attempt.permit = permit
+        attempt.own_key = not target.forward_authorization
+        call = self._stream if request.stream else self._json
+        return await call(request, step, target, attempt, key)
+
+    async def _json(self, request: ChatRequest, step: Step, target: Target, attempt: Attempt, key: RequestKey) -> Reply | Failed:
         body = orjson.dumps(payload(request.body, step, target.upstream_name))
         try:
             result = await complete(self._connections, target, body, _headers(target, request))
@@ -226,10 +243,9 @@ class Engine:
         attempt.completed(result.tokens, result.text_bytes)
         return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, body=result.body)
 
-    async def _stream(self, request: ChatRequest, step: Step, attempt: Attempt, key: RequestKey) -> Reply | Failed:
-        target = self._targets.get(step.model)
-        if target is None:
-            return attempt.never_sent(_unknown(step))
+    async def _stream(
+        self, request: ChatRequest, step: Step, target: Target, attempt: Attempt, key: RequestKey
+    ) -> Reply | Failed:
         stream = self._open(request, step, target)
         try:
             failed = await stream.open()
@@ -367,10 +383,14 @@ def _unknown(step: Step) -> Failed:
 
 def _nobody(failures: list[tuple[str, Failed]]) -> ApiError:
     """The answer when every attempt failed: the kind of the last failure, and who was tried."""
-    _, last = failures[-1]
+    # Who was asked says more about what is wrong than who was not.
+    asked = [failed for _, failed in failures if not failed.unasked]
+    last = asked[-1] if asked else min((failed for _, failed in failures), key=lambda f: int(f.retry_after or 0))
     tried = "; ".join(f"{model}: {failed.detail}" for model, failed in failures)
     message = f"No model answered ({tried})."
     match last.outcome:
+        case _ if last.unasked == "breaker":
+            return ApiError(status=503, message=message, type="server_error", code="breaker_open", retry_after=last.retry_after)
         case "timeout":
             return ApiError(status=504, message=message, type="timeout_error", code="timeout", retryable=False)
         case "rate_limited":

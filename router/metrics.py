@@ -8,6 +8,7 @@ counting.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Literal, get_args
 
@@ -15,13 +16,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 
 from flagspec import WEIGHT_MAX, RouteFlag
 from flagspec.latency import LATENCY_EDGES_S
+from router.breaker import State
+from router.outcome import OUTCOMES, Outcome
 from router.selection import Arm
 
-Outcome = Literal["ok", "error", "timeout", "rate_limited", "client_error", "cancelled"]
 ShadowOutcome = Literal["mirrored", "failed", "skipped_concurrency"]
 FallbackReason = Literal["failure", "drill"]
 
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+Others = Callable[[str], Sequence[str]]
+"""Assigned model to those who may answer instead (`router.config.Route.others`)."""
 
 _COMMON = ("environment", "flag", "route", "arm", "model", "streaming")
 
@@ -47,6 +50,12 @@ class ModelSeries:
     input: Counter
     output: Counter
     errors: dict[Outcome, Counter]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerSeries:
+    opened: Counter
+    skipped: Counter
 
 
 class RouterMetrics:
@@ -88,6 +97,13 @@ class RouterMetrics:
         stale = gauge("penstock_flag_stale", "1 when the flag source is silent for longer than stale_after.", "environment")
         self.flag_stale = stale.labels(environment)
         self._unit_missing = counter("penstock_unit_missing", "Requests without a unit.", "environment", "flag")
+        self._breaker_state = gauge(
+            "penstock_breaker_state", "1 for the state that the breaker is in.", "environment", "model", "state"
+        )
+        self._breaker_opened = counter("penstock_breaker_opened", "Times the breaker has opened.", "environment", "model")
+        self._breaker_skipped = counter(
+            "penstock_breaker_skipped", "Attempts not made because the breaker was open.", "environment", "model"
+        )
         self._mcp_duration = histogram(
             "mcp_request_duration_seconds", "Duration of upstream attempts.", "model", "provider", "tool"
         )
@@ -134,22 +150,29 @@ class RouterMetrics:
     def unit_missing(self, flag: str) -> None:
         self._unit_missing.labels(self.environment, flag).inc()
 
+    def breaker(self, model: str, state: Callable[[], State]) -> BreakerSeries:
+        """The state is read when the page is written: an open breaker becomes half open without an event."""
+        for one in get_args(State):
+            self._breaker_state.labels(self.environment, model, one).set_function(partial(_is, state, one))
+        labels = (self.environment, model)
+        return BreakerSeries(opened=self._breaker_opened.labels(*labels), skipped=self._breaker_skipped.labels(*labels))
+
     def weight(self, flag: str, read: Callable[[], int]) -> None:
         """The weight is read when the metrics are: a lease that lapses shows without an event."""
         self._weight.labels(self.environment, flag).set_function(lambda: float(read()))
 
-    def prime_default(self, route: str, flag: str, model: str, fallbacks: Sequence[str]) -> None:
+    def prime_default(self, route: str, flag: str, model: str, others: Others) -> None:
         """The series of a route before its flag was seen, and of one without a flag."""
-        self._prime_arm(route, flag, "baseline", model, [f for f in fallbacks if f != model])
+        self._prime_arm(route, flag, "baseline", model, others(model))
         if flag:
             self._unit_missing.labels(self.environment, flag)
 
-    def prime_flag(self, route: str, flag: RouteFlag, fallbacks: Sequence[str]) -> None:
+    def prime_flag(self, route: str, flag: RouteFlag, others: Others) -> None:
         """The series of a flag's two arms and its shadow, before any request."""
         control, candidate = flag.control.model, flag.candidate.model
-        self._prime_arm(route, flag.key, "baseline", control, [f for f in fallbacks if f != control])
+        self._prime_arm(route, flag.key, "baseline", control, others(control))
         # The control may be the candidate's own model with other params, and is tried then all the same.
-        after = [control, *(f for f in fallbacks if f != candidate)]
+        after = [control, *others(candidate)]
         self._prime_arm(route, flag.key, "candidate", candidate, after, drills=True)
         for streaming in (False, True):
             self.arm(route, flag.key, "shadow", candidate, streaming)
@@ -172,6 +195,10 @@ class RouterMetrics:
     ) -> Counter:
         labels = (self.environment, flag, route, arm, model, "true" if streaming else "false")
         return self._fallbacks.labels(*labels, to_model, "ok" if ok else "failed", reason)
+
+
+def _is(state: Callable[[], State], one: State) -> float:
+    return float(state() == one)
 
 
 def weight_in_force(flag: RouteFlag | None, lapsed: bool) -> int:

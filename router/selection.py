@@ -22,10 +22,16 @@ _ENVELOPE = frozenset({"model", "messages", "stream", "stream_options"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One attempt: a model, and parameters that hold where the client did not set its own."""
+    """
+    One attempt: a model, and parameters that hold where the client did not set its own.
+
+    Args:
+        forced: The last resort: asked even if its circuit breaker is open, unless it has failed this very request before.
+    """
 
     model: str
     params: Mapping[str, Any] = field(default_factory=dict)
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +43,7 @@ class Plan:
         route: The route's name; "" for a model that was asked for directly.
         flag: The flag's key; "" if no flag decides.
         arm: Whose result this request is.
-        steps: The assigned model, then its fallbacks, none twice.
+        steps: The assigned model, then its fallbacks, none twice; then the last resort, which may be one of them.
         mirror: Gets a copy whose answer nobody sees.
         drill: A synthetic request: the first step is not made but taken as failed.
         refusal_checked: The first step is the candidate and the second the control, which has the say on whose fault it is when
@@ -136,7 +142,7 @@ class Selector:
                 code="drill_no_traffic", text=f"the flag {flag.key!r} sends the candidate no traffic, mirrored or live"
             )
         steps = _chain(route, _step(flag.candidate), _step(flag.control))
-        if len(steps) < 2:
+        if all(step.forced and step.model == flag.candidate.model for step in steps[1:]):
             return NoDrill(code="drill_no_fallback", text=f"the route {route.name!r} has nothing to fall back to")
         return Plan(route=route.name, flag=flag.key, arm="candidate", steps=steps, mirror=None, reason="drill", drill=True)
 
@@ -172,9 +178,15 @@ def _step(variant: Variant) -> Step:
 
 
 def _chain(route: Route, assigned: Step, control: Step | None = None) -> tuple[Step, ...]:
-    """The assigned step, the control if it is another one (be it only by its params), and fallbacks that were not tried yet."""
+    """
+    The assigned step, the control if it is another one (be it only by its params), fallbacks that were not tried yet, and the
+    last resort, which may be one of them whose breaker was open.
+    """
     steps = [assigned]
     if control is not None and control != assigned:
         steps.append(control)
     tried = {s.model for s in steps}
-    return (*steps, *(Step(model=name) for name in dict.fromkeys(route.fallbacks) if name not in tried))
+    steps += [Step(model=name) for name in dict.fromkeys(route.fallbacks) if name not in tried]
+    if route.last_resort is not None:
+        steps.append(Step(model=route.last_resort, forced=True))
+    return tuple(steps)

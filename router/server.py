@@ -9,7 +9,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -33,13 +34,20 @@ log = logs.get_logger()
 BACKLOG = 2048
 
 
-def create_app(config: RouterConfig, *, environ: Mapping[str, str] = os.environ, directory: Path | None = None) -> RouterApp:
+def create_app(
+    config: RouterConfig,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    directory: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> RouterApp:
     """
     The ASGI application; it opens its connections in its lifespan.
 
     Args:
         environ: Where providers' keys and the token of drills are looked up.
         directory: What a relative ``file:`` source of flags is relative to; by default the current directory.
+        clock: Seconds that never run backwards, for breakers.
 
     Raises:
         FlagSpecError: a static snapshot cannot be used.
@@ -58,7 +66,7 @@ def create_app(config: RouterConfig, *, environ: Mapping[str, str] = os.environ,
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[Engine]:
         async with open_connections() as connections:
-            engine = Engine(config, targets, connections, table, metrics)
+            engine = Engine(config, targets, connections, table, metrics, clock=clock)
             table.subscribe(engine.flags_changed)
             if static is not None:
                 table.take_snapshot(static)

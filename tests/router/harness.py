@@ -6,6 +6,7 @@ Its one rule: the parts under test are never patched; what goes wrong goes wrong
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -275,7 +276,7 @@ class Router:
         body |= {"user": user} if user is not None else {}
         body |= {"stream": True} if stream else {}
         async with await self.post(body) as response:
-            return Answer(response.status, dict(response.headers), await response.text())
+            return Answer(response.status, response.headers, await response.text())
 
     def metric(self, name: str, **labels: str) -> float | None:
         value = self.app.metrics.registry.get_sample_value(name, {"environment": "production", **labels})
@@ -289,7 +290,7 @@ class Router:
 @dataclass(frozen=True)
 class Answer:
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]  # in whatever case they are asked for
     text: str
 
     @property
@@ -324,8 +325,10 @@ def config(upstream: str, **changes: Any) -> RouterConfig:
 
 
 @asynccontextmanager
-async def serve_router(spec: RouterConfig, *, environ: Mapping[str, str] | None = None) -> AsyncIterator[Router]:
-    app = create_app(spec, environ=environ or {})
+async def serve_router(
+    spec: RouterConfig, *, environ: Mapping[str, str] | None = None, clock: Callable[[], float] = time.monotonic
+) -> AsyncIterator[Router]:
+    app = create_app(spec, environ=environ or {}, clock=clock)
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, http="httptools", ws="none", lifespan="on", log_level="error", timeout_graceful_shutdown=1)
     )

@@ -24,6 +24,7 @@ from controller.core.converge import (
 from controller.core.decision import Decision, Weights, lowers
 from controller.core.notice import notice_of
 from controller.core.rollout import Abandoned, Applied, Decided, Entry, Event, Moving, Observed, Rollout, fence_id, moves, step
+from controller.crash import Point, reached
 from controller.ports import (
     AuditUnavailable,
     FlagChange,
@@ -103,6 +104,7 @@ def commit(
         if not lowers(decision):
             raise
         return Committed(rollout=rollout, flag=_lower(rollout, decision_id, ports), unrecorded=True)
+    reached(Point.RECORDED)
     if weights is None:
         return Committed(rollout=rollout, flag=flag)
     return _apply(rollout, flag, ports, actor, not_after=at + RAISE_VALID)
@@ -178,7 +180,9 @@ def _apply(rollout: Rollout, flag: RouteFlag | None, ports: Ports, actor: str, *
     else:
         try:
             change = replace(_change(rollout, moving.weights, moving.decision_id), not_after=not_after)
+            reached(Point.RAISING)
             flag = ports.flags.write(change, 0 if flag is None else flag.version)
+            reached(Point.RAISED)
         except (FlagConflict, FlagKilled):
             # Somebody changed the flag since it was read. The next look withdraws the raise and judges what it finds.
             return Committed(rollout=rollout, flag=flag, lost=True)
@@ -192,7 +196,9 @@ def _confirm(rollout: Rollout, flag: RouteFlag, ports: Ports, actor: str) -> Rol
     moving = rollout.state
     assert isinstance(moving, Moving), moving
     applied = Applied(decision_id=moving.decision_id, weights=moving.weights, flag_version=flag.version)
-    return record(rollout, applied, ports, actor)
+    rollout = record(rollout, applied, ports, actor)
+    reached(Point.CONFIRMED)
+    return rollout
 
 
 def _lower(rollout: Rollout, decision_id: str, ports: Ports) -> RouteFlag:
@@ -203,7 +209,10 @@ def _lower(rollout: Rollout, decision_id: str, ports: Ports) -> RouteFlag:
         if flag is not None and flag.decision_id == decision_id and seen(flag) == Weights():
             return flag
         try:
-            return ports.flags.write(change, 0 if flag is None else flag.version)
+            reached(Point.LOWERING)
+            flag = ports.flags.write(change, 0 if flag is None else flag.version)
+            reached(Point.LOWERED)
+            return flag
         except FlagConflict:
             continue
     raise FlagUnavailable(f"flag {change.key!r} kept changing while {decision_id} lowered it")
@@ -219,12 +228,16 @@ def _give_up(
         # Before the first change the flag may serve whatever came before this rollout: then it is fenced by a plain weight 0 write.
         change = _change(rollout, settled_weights, fence_id(moving.decision_id))
         try:
+            reached(Point.FENCING)
             flag = ports.flags.write(change, 0 if flag is None else flag.version)
+            reached(Point.FENCED)
         except (FlagConflict, FlagKilled):
             return rollout, ports.flags.read(rollout.plan.environment, rollout.plan.flag)
     text = f"{moving.decision.kind} {moving.decision_id} had not reached the flag"
     version = 0 if flag is None else flag.version
-    return record(rollout, Abandoned(decision_id=moving.decision_id, text=text, flag_version=version), ports, actor), flag
+    rollout = record(rollout, Abandoned(decision_id=moving.decision_id, text=text, flag_version=version), ports, actor)
+    reached(Point.WITHDRAWN)
+    return rollout, flag
 
 
 def _change(rollout: Rollout, weights: Weights, decision_id: str) -> FlagChange:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from controller.crash import Point, reached
 from controller.ports import Notifier, NotifierRefused, NotifierUnavailable, Outbox
 
 PAUSE_S = 1.2
@@ -96,6 +97,7 @@ def deliver(outbox: Outbox, notifier: Notifier, limit: int = 20, *, pace: Pace |
             outbox.failed(letter, str(exc), None, final=True)
             refused += 1
         else:
+            reached(Point.LETTER_DELIVERED)
             outbox.done(letter)
             sent += 1
     return Delivered(sent=sent, failed=failed, refused=refused)

@@ -21,6 +21,7 @@ the environment always wins over it.
 | PENSTOCK_SLACK_API_URL | another Slack API, for a stand-in | Slack's |
 | PENSTOCK_ACTOR | who acts on the command line | the login name |
 | PENSTOCK_GROUPS | the groups of that person, comma separated | none |
+| PENSTOCK_CRASH_AT | where this process kills itself, `point[:nth]`: for `./dev chaos` only | nowhere |
 """
 
 import getpass
@@ -58,6 +59,7 @@ class Settings:
     slack_api_url: str | None = None
     actor: str = ""
     groups: tuple[str, ...] = ()
+    crash_at: str = ""
 
     @property
     def run_file(self) -> Path:
@@ -105,6 +107,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         slack_channel=env.get("PENSTOCK_SLACK_CHANNEL") or "#llm-rollouts",
         slack_api_url=env.get("PENSTOCK_SLACK_API_URL"),
         actor=env.get("PENSTOCK_ACTOR") or _login(),
+        crash_at=env.get("PENSTOCK_CRASH_AT", ""),
         groups=tuple(g.strip() for g in env.get("PENSTOCK_GROUPS", "").split(",") if g.strip()),
     )
 

@@ -19,6 +19,7 @@ from controller.core.decision import Decision, Hold, RollBack, Why, lowers
 from controller.core.exercise import Exercise, exercises
 from controller.core.gates import GateResult
 from controller.core.rollout import Applied, AwaitingApproval, Entry, Moving, Rollout, replay, step
+from controller.crash import Point, reached
 from controller.gather import Look, gather
 from controller.ports import AuditUnavailable, Drills, PortError, Ports, SeqTaken
 from controller.shelf import CaseShelf
@@ -77,6 +78,7 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
         LogError: the audit log contradicts itself.
     """
     rollout = replay(ports.audit.entries(rollout_id))
+    reached(Point.LOG_READ)
     if rollout.ended:
         return Tick(outcome=Outcome.ENDED, rollout=rollout)
     if may_raise and not force and not due(rollout, now):
@@ -84,6 +86,7 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
 
     actor = "gate-check" if may_raise else "guard"
     flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
+    reached(Point.FLAG_READ)
     if dry_run:
         return _dry_run(rollout, flag, ports, now, may_raise=may_raise)
     try:
@@ -94,10 +97,12 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
         if (lowered := _lowered_without_log(rollout, flag, ports, now)) is None:
             raise
         return lowered
+    reached(Point.SETTLED)
     if rollout.ended:
         return Tick(outcome=Outcome.ENDED, rollout=rollout)
 
     seen, judged = observe(rollout, ports, now), rollout.phase
+    reached(Point.MEASURED)
     if not may_raise and not seen.struck:
         # Without a breach that acts, the statistical gates cannot make a guard lower: only the others can.
         quick = seen.results(counted=False)
@@ -109,6 +114,7 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
     if not may_raise and isinstance(decision, Hold):
         return Tick(outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=results, phase_judged=judged)
 
+    reached(Point.DECIDED)
     source = "gate_check" if may_raise else "guard"
     done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=seen.observed(results), at=now)
     looked = Tick(outcome=_outcome(done), rollout=done.rollout, decision=decision, results=results, phase_judged=judged)

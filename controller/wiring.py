@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from controller import crash
 from controller.commands import CommandRefused
 from controller.core.measurement import QueryFailed
 from controller.core.plan import Gate, Plan
@@ -63,6 +64,7 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
         raise SettingsError(NO_DATABASE)
     if settings.prometheus_url is None and not reading:
         raise SettingsError(NO_PROMETHEUS)
+    _arm(settings.crash_at)
     engine = open_engine(settings.database_url)
     try:
         audit = PostgresAudit(engine)
@@ -78,6 +80,13 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
         yield Controller(settings=settings, ports=ports, outbox=audit, notifier=notifier)
     finally:
         engine.dispose()
+
+
+def _arm(crash_at: str) -> None:
+    try:
+        crash.arm(crash_at)
+    except ValueError as exc:
+        raise SettingsError(f"PENSTOCK_CRASH_AT: {exc}") from exc
 
 
 def make_metrics(settings: Settings) -> MetricSource:

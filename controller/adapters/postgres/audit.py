@@ -38,6 +38,7 @@ from controller.adapters.postgres.tables import CHAIN_LOCK, audit, audit_evidenc
 from controller.codec import CodecError, notice_to_json
 from controller.core.notice import Notice
 from controller.core.rollout import Abandoned, Applied, Entry, Opened
+from controller.crash import Point, reached
 from controller.ports import AuditUnavailable, FlagHeld, NewEntry, SeqTaken, UnknownRollout
 
 ENDING = frozenset({"promote", "roll_back", "abort"})
@@ -186,10 +187,12 @@ class PostgresAudit(PostgresOutbox):
                 raise AuditUnavailable(f"{doing}: {reason(exc)}") from exc
             except SQLAlchemyError as exc:
                 raise AuditUnavailable(f"{doing}: {reason(exc)}") from exc
+            reached(Point.ROW_COMMITTING)
             try:
                 connection.commit()
             except (SQLAlchemyError, psycopg.Error) as exc:
                 self._settle_commit(row, exc)
+        reached(Point.ROW_COMMITTED)
         return _entry(row, {a.digest: text_of(a) for a in packed.answers})
 
     def _write(self, connection: Connection, new: NewEntry, packed: Packed, letter: str | None) -> dict[str, Any]:
@@ -197,7 +200,9 @@ class PostgresAudit(PostgresOutbox):
             # Before the lock: other writers need not wait for the bulk of the bytes.
             values = [{"digest": a.digest, "answer": a.answer, "encoding": a.encoding} for a in packed.answers]
             connection.execute(pg_insert(audit_evidence).on_conflict_do_nothing(index_elements=["digest"]), values)
+        reached(Point.ROW_LOCKING)
         connection.execute(select(func.pg_advisory_xact_lock(CHAIN_LOCK)))
+        reached(Point.ROW_LOCKED)
         head = self._head(connection, new.rollout_id)
         if new.seq != head.seq + 1:
             raise SeqTaken(f"row {new.rollout_id}/{new.seq}: the log is at {head.seq}")
@@ -212,6 +217,7 @@ class PostgresAudit(PostgresOutbox):
         if isinstance(event, Opened):
             self._hold(connection, event, row)
         connection.execute(insert(audit), row)
+        reached(Point.ROW_INSERTED)
         if isinstance(event, Applied) and row["action"] in ENDING:
             connection.execute(delete(flag_holds).where(flag_holds.c.rollout_id == new.rollout_id))
         if letter is not None:

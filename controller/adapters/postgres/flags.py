@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from controller.adapters.postgres.errors import translated
 from controller.adapters.postgres.tables import flag_revisions, flags
+from controller.crash import Point, reached
 from controller.ports import FlagCapabilities, FlagChange, FlagConflict, FlagKilled, FlagUnavailable, UnknownFlag
 from flagspec import FlagSpecError, RouteFlag, Snapshot, Variant
 
@@ -45,6 +46,7 @@ class PostgresFlags:
                 and connection.execute(select(func.clock_timestamp())).scalar_one() > change.not_after
             ):
                 raise FlagConflict(f"flag {change.key!r}: {change.decision_id} came after {change.not_after.isoformat()}")
+            reached(Point.FLAG_OPENED)
             if expected_version == 0:
                 statement: Any = insert(flags).values(**_values(change), **_UNNUMBERED).on_conflict_do_nothing().returning(flags)
             else:
@@ -57,11 +59,14 @@ class PostgresFlags:
                     .returning(flags)
                 )
             row = connection.execute(statement).mappings().one_or_none()
-            if row is not None:
-                return _flag(row)
-            # What the triggers did for a row that was not written after all goes with this transaction.
-            connection.rollback()
-        self._refuse(change, expected_version)
+            if row is None:
+                # What the triggers did for a row that was not written after all goes with this transaction.
+                connection.rollback()
+            reached(Point.FLAG_WRITTEN)
+        reached(Point.FLAG_COMMITTED)
+        if row is None:
+            self._refuse(change, expected_version)
+        return _flag(row)
 
     def set_killed(
         self, environment: str, key: str, killed: bool, *, actor: str, reason: str, expected_version: int | None = None

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, and_, func, literal, not_, select, update
 from controller.adapters.postgres.errors import translated
 from controller.adapters.postgres.tables import outbox
 from controller.codec import CodecError, notice_from_json
+from controller.crash import Point, reached
 from controller.ports import AuditUnavailable, Letter
 
 LEASE = timedelta(seconds=60)
@@ -67,6 +68,8 @@ class PostgresOutbox:
         )
         with translated(AuditUnavailable, "reading the outbox"), self._engine.begin() as connection:
             rows = connection.execute(take).all()
+            reached(Point.LETTERS_LEASING)
+        reached(Point.LETTERS_LEASED)
         letters = []
         for row in sorted(rows, key=lambda r: int(r.id)):
             try:
@@ -91,6 +94,8 @@ class PostgresOutbox:
                 .where(outbox.c.id == letter.id, outbox.c.delivered_at.is_(None))
                 .values(delivered_at=func.clock_timestamp(), last_error=None)
             )
+            reached(Point.LETTER_CLOSING)
+        reached(Point.LETTER_CLOSED)
 
     def failed(self, letter: Letter, reason: str, retry_after_s: float | None, *, final: bool) -> None:
         """Raises AuditUnavailable: it is tried again when its lease ends."""
@@ -108,6 +113,7 @@ class PostgresOutbox:
                     refused=final,
                 )
             )
+        reached(Point.LETTER_PUT_OFF)
 
     def waiting(self) -> int:
         """How many letters wait, whether due or not. Raises AuditUnavailable."""

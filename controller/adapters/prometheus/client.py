@@ -31,6 +31,7 @@ from urllib3.util.retry import Retry
 
 from controller.adapters.prometheus.answer import Series, Track, Untrusted, error_of, excerpt, read_matrix, read_vector
 from controller.core.measurement import Evidence
+from controller.crash import Point, reached
 
 ANSWER_MAX = 256 * 1024
 """Bytes of an answer that is accepted and kept whole as evidence. Two arms of a hundred buckets take 16 kB."""
@@ -276,6 +277,7 @@ class _Session(requests.Session):
             raise requests.exceptions.InvalidURL("an address other than the configured one")
         kwargs |= {"allow_redirects": False, "stream": True}
         raw = self._local.raw = _Raw()
+        reached(Point.QUERY_SENDING)
         with super().request(method, url, *args, **kwargs) as response:
             raw.status, raw.headers = response.status_code, response.headers
             self._read(response, raw, getattr(self._local, "answer_max", ANSWER_MAX))
@@ -283,6 +285,7 @@ class _Session(requests.Session):
             # library only gets to see that there is one.
             response._content = raw.body if response.status_code != 200 or len(raw.body) <= ANSWER_MAX else NOTHING
             response._content_consumed = True  # type: ignore[attr-defined]  # requests sets it the same way in Response.content
+        reached(Point.QUERY_ANSWERED)
         return response
 
     @staticmethod

@@ -30,6 +30,7 @@ from controller.adapters.slack.errors import (
 from controller.adapters.slack.messages import is_message_of, metadata, parent_blocks, plain, reply_blocks
 from controller.adapters.slack.threads import Thread, ThreadStore
 from controller.core.notice import Level, Notice
+from controller.crash import Point, reached
 from controller.ports import Letter, NotifierRefused, NotifierUnavailable
 
 CHANNEL_ID = re.compile(r"[CGD][A-Z0-9]{6,}")
@@ -141,6 +142,7 @@ class SlackNotifier:
         match posted.data:
             case {"channel": str(at), "ts": str(ts)}:
                 self._threads.put(notice.rollout_id, at, ts)
+                reached(Point.SLACK_KEPT)
                 return at, ts
             case _:
                 raise NotifierUnavailable("Slack took a message and does not say where it stands")
@@ -229,6 +231,7 @@ class SlackNotifier:
                 if isinstance(problem, ChannelClosed):
                     return
                 raise problem from exc
+            reached(Point.SLACK_READ)
             yield page
             cursor = (page.get("response_metadata") or {}).get("next_cursor")
             if not cursor:
@@ -253,6 +256,9 @@ def check_token(token: str, *, base_url: str | None = None) -> str:
 
 def _called(method: str, call: Callable[..., Any], **args: Any) -> Any:
     try:
-        return call(**args)
+        reached(Point.SLACK_SENDING)
+        answer = call(**args)
+        reached(Point.SLACK_SENT)
+        return answer
     except RAISED as exc:
         raise translated(exc, method) from exc

@@ -1,0 +1,211 @@
+"""
+`./dev chaos`: runs the faults, prints what they came to, and fails if anything did not hold.
+
+Its one rule: a violation is never lost. Its trial is named with the command that runs it again, and everything it left behind is kept.
+"""
+
+import argparse
+import json
+import math
+import shlex
+import statistics
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from bench.chaos import faults_crash  # noqa: F401  # registers its faults
+from bench.chaos.fault import FAULTS, Fault, Skipped, Trial, Violation
+from bench.chaos.stage import Stage
+from bench.chaos.world import World
+from bench.cli import emit, say
+
+KEPT = Path(".penstock/chaos")
+BESIDE = 6
+"""Trials that run side by side: most of a trial is waiting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One fault's line of the report."""
+
+    fault: Fault
+    trials: Sequence[Trial] = field(repr=False)
+
+    @property
+    def skipped(self) -> str:
+        return next((t.skipped for t in self.trials if t.skipped), "")
+
+    @property
+    def violations(self) -> Mapping[str, int]:
+        """How many trials broke an invariant."""
+        return dict(Counter(name for t in self.trials for name in {v.invariant for v in t.violations}))
+
+    def to_json(self) -> dict[str, Any]:
+        took = sorted(t.recover_s for t in self.trials if t.recover_s is not None and math.isfinite(t.recover_s))
+        row: dict[str, Any] = {
+            "fault": self.fault.name,
+            "group": self.fault.group,
+            "trials": sum(not t.skipped for t in self.trials),
+            "violations": self.violations,
+            "recover_s": {"median": round(statistics.median(took), 2), "max": round(took[-1], 2)} if took else None,
+        }
+        return row | ({"skipped": self.skipped} if self.skipped else {})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    chosen = _chosen(args.only)
+    if args.list:
+        for one in chosen:
+            emit(f"{one.group:10} {one.name}")
+        return 0
+    begun_s = time.monotonic()
+    rows = list(
+        run(
+            chosen,
+            full=args.full,
+            seed=args.seed,
+            only=args.trial,
+            trials=args.trials,
+            report=_printer(args.output),
+            keep=args.keep,
+        )
+    )
+    bad = sum(bool(r.violations) for r in rows)
+    total = sum(len(r.trials) for r in rows)
+    say(f"{len(rows)} faults, {total} trials, {bad} faults with violations, {time.monotonic() - begun_s:.0f} s, seed {args.seed}")
+    return 1 if bad else 0
+
+
+def run(
+    faults: Sequence[Fault],
+    *,
+    full: bool,
+    seed: int,
+    only: int | None = None,
+    trials: int | None = None,
+    report: Any = None,
+    keep: bool = False,
+) -> Iterator[Row]:
+    """
+    Run the faults.
+
+    Args:
+        faults: Which.
+        full: As many trials as the published figure has.
+        seed: Of everything that is left to chance.
+        only: Number of the only trial.
+        trials: Instead of the faults' own numbers.
+        report: Called with each Row as it is complete.
+        keep: What trials without violations leave behind, too.
+
+    Yields:
+        One Row a fault, in order.
+    """
+    wanted = [(f, _numbers(f, full, only, trials)) for f in faults]
+    wanted = [(f, numbers) for f, numbers in wanted if numbers]
+    with Stage() as stage, ThreadPoolExecutor(BESIDE, thread_name_prefix="trial") as pool:
+        beside: dict[str, list[Future[Trial]]] = {
+            f.name: [pool.submit(one_trial, stage, f, seed, n, keep=keep) for n in numbers]
+            for f, numbers in wanted
+            if not f.alone
+        }
+        # Those that must be alone come last, when nothing else runs any more.
+        for f, numbers in sorted(wanted, key=lambda w: w[0].alone):
+            done = (
+                [t.result() for t in beside[f.name]]
+                if not f.alone
+                else [one_trial(stage, f, seed, n, keep=keep) for n in numbers]
+            )
+            row = Row(fault=f, trials=done)
+            if report is not None:
+                report(row)
+            yield row
+
+
+def one_trial(stage: Stage, fault: Fault, seed: int, number: int, *, keep: bool = False) -> Trial:
+    """One trial; whatever goes wrong with it is a violation, never an end of the run."""
+    rng = Random(f"{seed}/{fault.name}/{number}")
+    folder = KEPT / f"{fault.name.replace(' ', '-').replace('/', '-')}-{seed}-{number}"
+    with tempfile.TemporaryDirectory(prefix="penstock-chaos-trial-", ignore_cleanup_errors=True) as scratch:
+        world: World | None = None
+        try:
+            with World(stage, fault, folder=Path(scratch)) as world:
+                try:
+                    trial = fault.run(world, rng)
+                except Skipped as exc:
+                    return Trial(skipped=str(exc))
+                except Exception:
+                    text = traceback.format_exc()
+                    trial = Trial(violations=(Violation(invariant="the trial itself", text=text),))
+                if trial.violations or keep:
+                    _keep(world, folder, trial, Path(scratch))
+        except Exception:
+            trial = Trial(violations=(Violation(invariant="the trial itself", text=traceback.format_exc()),))
+    if trial.violations:
+        again = f"./dev chaos --seed {seed} --only {shlex.quote(fault.name)} --trial {number}"
+        say(f"{fault.name}: " + "; ".join(f"{v.invariant}: {v.text}" for v in trial.violations[:5]))
+        say(f"  again: {again}\n  kept:  {folder}")
+    return trial
+
+
+def _keep(world: World, folder: Path, trial: Trial, scratch: Path) -> None:
+    try:
+        world.bundle(folder, trial)
+        log = scratch / "controllers.log"
+        if log.exists():
+            (folder / "controllers.log").write_text(log.read_text())
+    except Exception as exc:  # the database may be what is broken
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "notes.txt").write_text("\n".join((*world.notes, f"not all could be kept: {exc}", "")))
+
+
+def _numbers(fault: Fault, full: bool, only: int | None, trials: int | None) -> Sequence[int]:
+    if only is not None:
+        return [only]
+    return range(1, (trials if trials is not None else fault.full if full else fault.quick) + 1)
+
+
+def _chosen(names: Sequence[str]) -> list[Fault]:
+    known = {f.name for f in FAULTS.values()} | {f.group for f in FAULTS.values()}
+    if unknown := [n for n in names if n not in known]:
+        raise SystemExit(f"no fault or group {unknown[0]!r}; ./dev chaos --list shows them")
+    return [f for f in FAULTS.values() if not names or f.name in names or f.group in names]
+
+
+def _printer(output: str) -> Any:
+    if output == "json":
+        return lambda row: emit(json.dumps(row.to_json()))
+    emit(f"{'fault':42} {'trials':>6} {'violations':>10}  {'recovery, median and longest':30}")
+    return lambda row: emit(_line(row))
+
+
+def _line(row: Row) -> str:
+    data = row.to_json()
+    took = data["recover_s"]
+    recovery = f"{took['median']:.2f} s  {took['max']:.2f} s" if took else "-"
+    found = ", ".join(f"{name} {n}" for name, n in row.violations.items()) or "0"
+    skipped = f"  skipped: {row.skipped}" if row.skipped else ""
+    return f"{row.fault.name:42} {data['trials']:>6} {found:>10}  {recovery}{skipped}"
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./dev chaos", description="Break everything, and see what still holds.")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--quick", action="store_true", help="a few trials of each fault, under five minutes (the default)")
+    how.add_argument("--full", action="store_true", help="as many as docs/reliability.md has")
+    parser.add_argument("--seed", type=int, default=1, help="of everything that is left to chance")
+    parser.add_argument("--only", nargs="+", default=[], metavar="FAULT", help="faults or groups")
+    parser.add_argument("--trial", type=int, help="only the trial of this number")
+    parser.add_argument("--trials", type=int, help="so many of each fault")
+    parser.add_argument("--keep", action="store_true", help="what trials without violations leave behind, too")
+    parser.add_argument("--list", action="store_true", help="the faults and their groups")
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    return parser.parse_args(argv)

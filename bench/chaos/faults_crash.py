@@ -1,0 +1,108 @@
+"""
+kill -9 at every crash point: a rollout's whole story, cut at a random passing of the point, and gone on with by a new process.
+
+Its one rule: the story is always the same (start, two raises, a breach, every notice), so that every point lies on its way; chance chooses which
+passing of the point is the last, what the candidate is like afterwards, and whether the recovery is cut as well.
+"""
+
+import time
+from random import Random
+
+from bench.chaos.fault import Trial, fault
+from bench.chaos.process import Died, Worker
+from bench.chaos.target import Truth
+from bench.chaos.world import World
+from bench.slack_limits import Fault as SlackFault
+from bench.slack_limits import FaultKind
+from controller.crash import Point
+
+PASSINGS = {
+    **dict.fromkeys((Point.LOG_READ, Point.FLAG_READ, Point.SETTLED, Point.MEASURED, Point.SLACK_READ), 5),
+    **dict.fromkeys(
+        (Point.DECIDED, Point.RECORDED, Point.CONFIRMED, Point.FLAG_OPENED, Point.FLAG_WRITTEN, Point.FLAG_COMMITTED), 3
+    ),
+    **dict.fromkeys((Point.RAISING, Point.RAISED), 2),
+    **dict.fromkeys((Point.ROW_LOCKING, Point.ROW_LOCKED, Point.ROW_INSERTED, Point.ROW_COMMITTING, Point.ROW_COMMITTED), 7),
+    **dict.fromkeys((Point.LETTER_DELIVERED, Point.LETTER_CLOSING, Point.LETTER_CLOSED), 7),
+    **dict.fromkeys((Point.LETTERS_LEASING, Point.LETTERS_LEASED, Point.SLACK_SENDING, Point.SLACK_SENT), 8),
+    **dict.fromkeys((Point.QUERY_SENDING, Point.QUERY_ANSWERED), 10),
+}
+"""How often every story passes a point at least; the others it passes once."""
+
+AFTER_A_CRASH = frozenset({Point.FENCING, Point.FENCED, Point.WITHDRAWN})
+"""Only a raise that another process left half-done leads there."""
+
+TRIES = 40
+BEAT_S = 0.2
+
+
+def story(world: World, worker: Worker) -> str:
+    """
+    Start, raise, raise again, breach, roll back, and tell people of all of it.
+
+    Returns:
+        The rollout.
+
+    Raises:
+        Died: the controller did, somewhere in it.
+    """
+    rollout_id = world.start(worker)
+    for weight in (5_000, 50_000):
+        for _ in range(TRIES):
+            world.look(worker, rollout_id, may_raise=True)
+            world.look(worker, rollout_id, may_raise=False)
+            world.deliver(worker)
+            if world.weight() >= weight:
+                break
+            time.sleep(BEAT_S)
+    world.turn(Truth.ALARM, rollout_id)
+    for _ in range(TRIES):
+        if world.look(worker, rollout_id, may_raise=False)["ended"]:
+            break
+        time.sleep(BEAT_S)
+    world.deliver(worker)
+    return rollout_id
+
+
+def crash_at(point: Point) -> None:
+    """Register the fault of one point."""
+
+    @fault(f"kill -9 at {point}", group="crash", quick=2, full=25)
+    def run(world: World, rng: Random) -> Trial:
+        if point in AFTER_A_CRASH:
+            _cut(world, Point.RECORDED, 1)
+        elif point is Point.LETTER_PUT_OFF:
+            world.slack.faults.faults.append(SlackFault(method="chat.postMessage", kind=FaultKind.STATUS, status=500, count=2))
+        if not _cut(world, point, rng.randint(1, PASSINGS.get(point, 1))):
+            raise AssertionError(f"{point} was not reached")
+        world.passed.add(point)
+        if rng.random() < 0.5 and world.rollouts:
+            # It turned bad while nobody looked: what was under way must not be raised any more.
+            world.turn(Truth.ALARM)
+        if rng.random() < 0.3:
+            _cut(world, rng.choice(list(Point)), 1)
+        return world.finish(world.recover(check_gates=rng.random() < 0.7))
+
+
+def _cut(world: World, point: Point, nth: int) -> bool:
+    """One life of a controller that dies at a point; whether it did."""
+    worker = world.controller(crash_at=f"{point}:{nth}")
+    try:
+        story(world, worker)
+    except Died:
+        world.note(f"died at {point}:{nth}")
+        world.rollouts = world.rollouts or _opened(world)
+        world.restarted()
+        return True
+    world.note(f"{point}:{nth} was not reached")
+    world.restarted()
+    return False
+
+
+def _opened(world: World) -> list[str]:
+    """The rollout of a controller that died before it could answer."""
+    return [r["rollout_id"] for r in world.sql("SELECT rollout_id FROM penstock.audit WHERE seq = 1")]
+
+
+for _point in Point:
+    crash_at(_point)

@@ -1,0 +1,156 @@
+"""
+A controller process: the product's own wiring, doing what the driver of a trial tells it.
+
+It is forked from a server that has imported everything, so that five hundred of them take minutes. Its one rule: what it does with the world it
+does through `tick`, `commands`, `guard` and `deliver`, as the command line does; only the pauses between them are shorter.
+"""
+
+import ctypes
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any
+
+import structlog
+
+# Imported here so that the fork server has them; the product imports them where it needs them.
+import controller.adapters.postgres
+import controller.adapters.prometheus
+import controller.adapters.slack
+import controller.core.evidence.case  # noqa: F401
+from controller import commands, crash, guard
+from controller.codec import plan_digest
+from controller.core.plan import Plan
+from controller.deliver import Pace, deliver
+from controller.ports import PortError, Unavailable
+from controller.settings import load
+from controller.sweep import sweep
+from controller.tick import Tick, tick
+from controller.wiring import Controller, open_controller
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_REOPEN_S = 0.1
+
+
+def work(connection: Connection, environ: Mapping[str, str], prelude: str, log_path: str) -> None:
+    """
+    Obey orders until the driver hangs up.
+
+    Args:
+        connection: Orders come as (verb, arguments), answers go as (kind, value): ``ready`` once, then ``done`` or ``refused``.
+        environ: Added to the environment, where the product's settings are read from.
+        prelude: ``module:function`` that is called first, for faults of the process itself; "" for none.
+        log_path: Takes what the product logs.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.update(environ)
+    time.tzset()
+    log = open(log_path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, PTH123  # for the life of the process
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(log), processors=_PROCESSORS)
+    if prelude:
+        module, _, name = prelude.partition(":")
+        getattr(import_module(module), name)()
+    try:
+        while not _serve(connection):
+            time.sleep(_REOPEN_S)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+_PROCESSORS: list[Any] = [
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso"),
+    structlog.processors.format_exc_info,
+    structlog.processors.JSONRenderer(default=str),
+]
+
+
+def _serve(connection: Connection) -> bool:
+    """False when the controller could not be opened: whoever supervises it starts it again."""
+    try:
+        with open_controller(load()) as opened:
+            orders = _Orders(opened)
+            connection.send(("ready", None))
+            while True:
+                verb, args = connection.recv()
+                try:
+                    connection.send(("done", getattr(orders, verb)(**args)))
+                except (PortError, commands.CommandRefused) as exc:
+                    connection.send(("refused", f"{type(exc).__name__}: {exc}"))
+    except Unavailable:
+        return False
+
+
+class _Orders:
+    """What a driver can ask for."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self, plan: Plan, key: str = "k") -> str:
+        return commands.start(plan, plan_digest(plan), self._controller.ports, actor="rita", key=key).id
+
+    def tick(self, rollout_id: str, may_raise: bool, force: bool = True) -> Mapping[str, Any]:
+        ports = self._controller.ports
+        return _told(tick(rollout_id, ports, ports.audit.now(), may_raise=may_raise, force=force and may_raise))
+
+    def command(self, name: str, rollout_id: str, **args: Any) -> int:
+        return int(getattr(commands, name)(rollout_id, self._controller.ports, **args).seq)
+
+    def deliver(self, limit: int = 20) -> int:
+        done = deliver(self._controller.outbox, self._controller.notifier, limit, pace=Pace(pause_s=0.0))
+        return done.sent
+
+    def passed(self) -> Mapping[str, int]:
+        return {p.value: n for p, n in crash.passed().items()}
+
+    def run(self, guard_s: float = 0.25, check_s: float = 0.5, mail_s: float = 0.3) -> None:
+        """Guard, gate checks and mail, each in its thread, until the process ends or `halt`."""
+        ports, stop = self._controller.ports, self._stop
+
+        def checks() -> None:
+            while not stop.wait(check_s):
+                try:
+                    for _ in sweep(ports, may_raise=True):
+                        pass
+                except PortError:
+                    continue
+
+        def letters() -> None:
+            while not stop.wait(mail_s):
+                try:
+                    self.deliver()
+                except PortError:
+                    continue
+
+        loops = (checks, letters, lambda: guard.guard(ports, timedelta(seconds=guard_s), stop))
+        self._threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
+        for thread in self._threads:
+            thread.start()
+
+    def halt(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=20)
+        self._stop, self._threads = threading.Event(), []
+
+
+def _told(seen: Tick) -> Mapping[str, Any]:
+    decision = seen.decision
+    return {
+        "outcome": seen.outcome.value,
+        "decision": "" if decision is None else decision.kind,
+        "why": "" if decision is None else decision.why.value,
+        "text": "" if decision is None else decision.text,
+        "seq": seen.rollout.seq,
+        "ended": seen.rollout.ended,
+        "verdicts": {r.gate: f"{r.verdict.value}: {r.reason}" for r in seen.results},
+    }

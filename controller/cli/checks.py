@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from controller.cli import describe
+from controller import describe
 from controller.cli.output import Output, console, errors, print_json, print_rows
 from controller.cli.rollouts import opened, resolve
 from controller.core.notice import standing

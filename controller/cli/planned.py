@@ -12,11 +12,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from controller.cli.describe import gate_row, stamp
 from controller.cli.output import Format, console, print_json
 from controller.core.gates import Verdict as Verdicts
 from controller.core.gates import pct, seconds
 from controller.core.plan import Mode, Plan
+from controller.describe import gate_row, stamp
 from controller.forecast.backtest import Backtest, PhaseRun
 from controller.forecast.baseline import Baseline, Durations, Rate
 from controller.forecast.outlook import SURE, GateOutlook, Outlook, PhaseOutlook, Verdict

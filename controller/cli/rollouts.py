@@ -12,8 +12,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.live import Live
 
-from controller import codec, commands
-from controller.cli import describe
+from controller import codec, commands, describe
 from controller.cli.at_rest import readable
 from controller.cli.output import Output, console, errors, print_json, print_rows
 from controller.cli.screen import screen

@@ -17,7 +17,7 @@ from controller.core.measurement import Counted, Counts, Measurement, NoData, Qu
 from controller.core.plan import Gate, Plan, SampleRatio
 from controller.core.rollout import AwaitingApproval, Baking, Gathered, Observed, Pending, Rollout, settled_of
 from controller.core.traffic import REQUESTS, Reading, TrafficRead, question_of
-from controller.ports import AuditLog, MetricSource, Scope
+from controller.ports import AuditLog, AuditUnavailable, MetricSource, Scope
 from controller.shelf import CaseShelf, Shelved
 
 if TYPE_CHECKING:
@@ -136,13 +136,16 @@ def _recorded(plan: Plan, recorded: str, audit: AuditLog) -> tuple["Case", str, 
     """
     The recorded case, its text (or reference), and what is wrong with it.
 
-    One that cannot be read (another release wrote it) must not leave the candidate unwatched: the evidence begins anew, and this look says so.
+    One that cannot be read (another release wrote it, somebody changed or deleted it) must not leave the candidate unwatched: the evidence
+    begins anew, and this look says so.
     """
     from controller.core.evidence.case import Case  # brings numpy, which most commands do without
 
     try:
         return Case.of(plan, audit.text(recorded) if recorded else ""), recorded, ""
-    except (ValueError, KeyError, TypeError) as exc:
+    except AuditUnavailable:
+        raise
+    except Exception as exc:  # lost, changed, of another release: whatever is wrong with it, it is the same to the candidate
         text = f"the recorded evidence cannot be read and is begun anew: {type(exc).__name__}: {exc}"
         return Case.of(plan, ""), "", text
 

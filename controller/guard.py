@@ -23,7 +23,7 @@ IDLE_S = 1.0
 """The longest sleep: a rollout that was just opened must not be unguarded because others have a slower beat."""
 
 AGAIN_S = 1.0
-"""Until the next look at a rollout that could not be looked at."""
+"""Until the next look at a rollout that could not be looked at, and until the next round after one that failed."""
 
 DELIVER_EVERY_S = 1.0
 """Between two looks into the outbox."""
@@ -45,11 +45,13 @@ def guard(
         begun = monotonic()
         try:
             next_look = _round(ports, every, begun, next_look)
+            first = min(next_look.values(), default=begun + IDLE_S)
         except PortError as exc:
             log.error("guard_round_failed", error=f"{type(exc).__name__}: {exc}")
+            first = begun + AGAIN_S
         except Exception:  # the guard outlives every bug
             log.exception("guard_round_broke")
-        first = min(next_look.values(), default=begun + IDLE_S)
+            first = begun + AGAIN_S
         stop.wait(min(max(first - monotonic(), 0.0), IDLE_S))
 
 
@@ -72,9 +74,9 @@ def mail(outbox: Outbox, notifier: Notifier, stop: threading.Event) -> None:
         try:
             done = deliver(outbox, notifier, pace=pace)
             if done.refused:
-                log.error("notices_refused", count=done.refused)
+                log.error("notices_refused", count=done.refused, reason=done.refusal)
             if done.failed:
-                log.warning("notices_delayed", count=done.failed)
+                log.warning("notices_delayed", count=done.failed, reason=done.reason)
         except PortError as exc:
             log.error("outbox_unreadable", error=f"{type(exc).__name__}: {exc}")
         except Exception:  # as above: notices wait, the loop goes on

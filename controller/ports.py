@@ -15,6 +15,7 @@ rule: only these errors cross a port; an adapter translates whatever its library
     +-- FlagHeld               another rollout holds the flag
     +-- UnknownFlag            there is no such flag to kill
     +-- UnknownRollout         no rollout has this id
+    +-- TextLost               a text that a row refers to is gone or was changed: waiting does not bring it back
     +-- NotifierRefused        the message can never be delivered as it is
     +-- DrillRefused           the router takes no drill: from this sender, or now
 """
@@ -79,6 +80,10 @@ class UnknownRollout(PortError):
     pass
 
 
+class TextLost(PortError):
+    pass
+
+
 class NotifierRefused(PortError):
     pass
 
@@ -129,7 +134,8 @@ class AuditLog(Protocol):
         What a reference in a row stands for; any other text is itself.
 
         Raises:
-            AuditUnavailable: it cannot be read, or is not there.
+            TextLost: it is not there, or is not what was written.
+            AuditUnavailable: it cannot be read now.
         """
 
     def append(self, new: NewEntry, notice: Notice | None) -> Entry:
@@ -347,6 +353,9 @@ class Outbox(Protocol):
 
     def failed(self, letter: Letter, reason: str, retry_after_s: float | None, *, final: bool) -> None:
         """It was not: try again after a pause, or never when `final`."""
+
+    def back(self, letter: Letter) -> None:
+        """It was not even tried: it is due again, as if it had not been handed out."""
 
 
 class Notifier(Protocol):

@@ -57,6 +57,7 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
         SettingsError: no database or no Prometheus is named and none is running.
         Unavailable: the database cannot be reached, or is at another schema revision.
     """
+    from controller import logs
     from controller.adapters.log import LogNotifier
     from controller.adapters.postgres import PostgresAudit, PostgresFlags, open_engine
 
@@ -65,6 +66,7 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
     if settings.prometheus_url is None and not reading:
         raise SettingsError(NO_PROMETHEUS)
     _arm(settings.crash_at)
+    logs.configure()
     engine = open_engine(settings.database_url)
     try:
         audit = PostgresAudit(engine)

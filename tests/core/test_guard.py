@@ -1,16 +1,23 @@
 """The guard's loop: nothing that is wrong with one rollout keeps it from the others, and nothing ends it."""
 
+import io
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
+import pytest
+import structlog
+
+from controller import logs
 from controller.core.plan import Gate
 from controller.core.rollout import Entry, LogError, replay
 from controller.core.traffic import Question, TrafficRead
 from controller.guard import guard
-from controller.ports import Measured, Ports, Scope
-from tests.simulation.world import World, a_plan
+from controller.ports import AuditUnavailable, Measured, Ports, Scope, TextLost
+from tests.simulation.world import BEAT, World, a_plan
 
 
 class Rounds(threading.Event):
@@ -95,3 +102,98 @@ def test_a_rollout_is_looked_at_on_its_own_beat_and_not_in_every_round() -> None
     ports = Ports(audit=real.audit, index=world.audit, flags=world.flags, metrics=Counted())
     guard(ports, timedelta(seconds=15), Rounds(20), monotonic=lambda: float(next(clock)))
     assert looks == 3  # two readings of the clock a round: at 0, at 16 and at 32 s
+
+
+class Down:
+    """An index that cannot be asked."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def active(self) -> Sequence[str]:
+        raise self.error
+
+    known = active
+
+
+@pytest.mark.parametrize("error", [AuditUnavailable("connection refused"), RuntimeError("a bug")])
+def test_a_database_that_is_down_is_asked_once_a_second_and_not_without_pause(
+    error: Exception, a_log: Callable[[TextIO], None]
+) -> None:
+    a_log(io.StringIO())
+    world = world_with_a_canary()
+    real = world.ports()
+    index = Down(error)
+    rounds = Rounds(8)
+
+    class Fails:
+        """There at first, so that the guard knows when to look next, and then down for good."""
+
+        asked = 0
+
+        def active(self) -> Sequence[str]:
+            self.asked += 1
+            return world.audit.active() if self.asked == 1 else index.active()
+
+        known = active
+
+    ports = Ports(audit=real.audit, index=Fails(), flags=world.flags, metrics=real.metrics)  # type: ignore[arg-type]  # duck-typed
+    # After the first round the time of the next look has passed, and stays so.
+    guard(ports, timedelta(seconds=1), rounds, monotonic=lambda: 0.0 if rounds.left > 7 else 100.0)
+    assert rounds.slept[1:] == [1.0] * 7
+
+
+@pytest.fixture
+def a_log() -> Iterator[Callable[[TextIO], None]]:
+    yield logs.configure
+    structlog.reset_defaults()
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_guard(a_log: Callable[[TextIO], None]) -> None:
+    world, outlived = world_with_a_canary(), False
+    world.turns_bad()
+    with suppress(OSError), Path("/dev/full").open("w") as full:  # closing it fails as well
+        a_log(full)
+        guard(world.ports(), None, Rounds(3))
+        index = Down(RuntimeError("a bug"))
+        guard(Ports(audit=world.audit, index=index, flags=world.flags, metrics=world.ports().metrics), None, Rounds(2))
+        outlived = True
+    assert outlived
+    flag = world.flag()
+    assert flag is not None and flag.weight == 0
+
+
+def test_a_traceback_in_the_log_shows_no_values(a_log: Callable[[TextIO], None]) -> None:
+    seen = io.StringIO()
+    a_log(seen)
+    token = "xoxb-" + "4711"  # in no line of code as it is
+
+    def fails(secret: str) -> None:
+        raise RuntimeError("a bug")
+
+    try:
+        fails(token)
+    except RuntimeError:
+        structlog.get_logger().exception("look_broke")
+    assert "RuntimeError: a bug" in seen.getvalue() and token not in seen.getvalue()
+
+
+def test_evidence_that_was_deleted_or_changed_does_not_leave_the_candidate_unwatched() -> None:
+    for problem in (TextLost("the text 4711 is not there"), ValueError("not JSON"), IndexError("list index")):
+        world = world_with_a_canary()
+        world.turns_bad()
+        real = world.ports()
+
+        class Lost:
+            def text(self, reference: str, problem: Exception = problem) -> str:
+                raise problem
+
+            def __getattr__(self, name: str, real: Ports = real) -> object:
+                return getattr(real.audit, name)
+
+        ports = Ports(audit=Lost(), index=world.audit, flags=world.flags, metrics=real.metrics)  # type: ignore[arg-type]  # duck-typed
+        for _ in range(3):
+            guard(ports, None, Rounds(1))
+            world.now += BEAT
+        flag = world.flag()
+        assert flag is not None and flag.weight == 0, problem

@@ -68,6 +68,8 @@ def notice_to_json(notice: Notice) -> dict[str, Any]:
 
 def notice_from_json(data: Any) -> Notice:
     """Raises CodecError."""
+    if not isinstance(data, dict):
+        raise CodecError(f"a stored notice is no object but {type(data).__name__}")
     try:
         return _notices().validate_python({k: v for k, v in data.items() if k != "v"})
     except ValidationError as exc:

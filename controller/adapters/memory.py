@@ -112,6 +112,9 @@ class MemoryAudit:
         else:
             self.waits[letter.id] = self.clock() + timedelta(seconds=retry_after_s or RETRY_S)
 
+    def back(self, letter: Letter) -> None:
+        self.waits.pop(letter.id, None)
+
 
 CAPABILITIES = FlagCapabilities(cas="native", granularity=1, propagation_bound_s=0.0)
 

@@ -38,6 +38,7 @@ class Box:
     letters: list[Letter]
     finished: list[int] = field(default_factory=list)
     failures: list[tuple[int, str, float | None, bool]] = field(default_factory=list)
+    untried: list[int] = field(default_factory=list)
 
     def due(self, limit: int) -> list[Letter]:
         return self.letters[:limit]
@@ -47,6 +48,9 @@ class Box:
 
     def failed(self, letter: Letter, reason: str, retry_after_s: float | None, *, final: bool) -> None:
         self.failures.append((letter.id, reason, retry_after_s, final))
+
+    def back(self, letter: Letter) -> None:
+        self.untried.append(letter.id)
 
 
 @dataclass
@@ -94,7 +98,7 @@ def test_no_more_than_the_limit_goes_out_in_a_round() -> None:
 
 def test_a_letter_that_failed_is_not_overtaken_by_its_rollouts_next_one() -> None:
     box, who = Box([letter(1), letter(2), letter(3, "r2")]), Somebody({1: NotifierUnavailable("Slack answered with 503")})
-    assert run(box, who) == Delivered(sent=1, failed=1)
+    assert run(box, who) == Delivered(sent=1, failed=1, reason="Slack answered with 503")
     assert who.seen == [1, 3]
     assert box.failures == [(1, "Slack answered with 503", None, False)]
     assert box.finished == [3]
@@ -108,21 +112,30 @@ def test_a_refresh_behind_a_failed_letter_stays_where_it_is() -> None:
 
 def test_a_pause_that_the_other_side_names_ends_the_round_and_is_handed_on() -> None:
     box, who = Box([letter(1), letter(2, "r2")]), Somebody({1: NotifierUnavailable("429", 30.0)})
-    assert run(box, who) == Delivered(failed=1)
+    time = Time()
+    pace = time.pace()
+    assert deliver(box, who, pace=pace) == Delivered(failed=1, reason="429")
     assert who.seen == [1]
     assert box.failures == [(1, "429", 30.0, False)]
+    assert box.untried == [2]
+    # Whatever comes due meanwhile waits as well.
+    time.now_s += 29.0
+    assert deliver(Box([letter(3, "r3")]), who, pace=pace) == Delivered()
+    time.now_s += 1.0
+    assert deliver(Box([letter(3, "r3")]), who, pace=pace) == Delivered(sent=1)
 
 
 def test_a_notifier_that_is_down_is_not_asked_for_every_letter() -> None:
     box = Box([letter(i, f"r{i}") for i in range(10)])
     who = Somebody({i: NotifierUnavailable("down") for i in range(10)})
-    assert run(box, who) == Delivered(failed=3)
+    assert run(box, who) == Delivered(failed=3, reason="down")
     assert who.seen == [0, 1, 2]
+    assert box.untried == [3, 4, 5, 6, 7, 8, 9]
 
 
 def test_a_refused_letter_is_final_and_the_next_one_goes_on() -> None:
     box, who = Box([letter(1), letter(2)]), Somebody({1: NotifierRefused("msg_too_long")})
-    assert run(box, who) == Delivered(sent=1, refused=1)
+    assert run(box, who) == Delivered(sent=1, refused=1, refusal="msg_too_long")
     assert box.failures == [(1, "msg_too_long", None, True)]
     assert box.finished == [2]
 
@@ -145,6 +158,7 @@ def test_a_round_ends_before_the_leases_of_its_letters_do() -> None:
     # The fifth is begun at 30 s and leaves at 40 s, the sixth is not begun.
     assert result == Delivered(sent=5)
     assert len(box.finished) == 5
+    assert box.untried == list(range(5, 20))
 
 
 def test_the_log_has_one_line_for_news_and_a_warning_for_alarms() -> None:
@@ -154,3 +168,11 @@ def test_the_log_has_one_line_for_news_and_a_warning_for_alarms() -> None:
     assert [(line["log_level"], line["seq"]) for line in lines] == [("info", 1), ("warning", 2)]
     assert lines[1]["rollout_id"] == "r1"
     assert lines[1]["worst_gate"] == "error-rate: breach: 4% bad requests, limit 1%"
+
+
+def test_a_letter_that_meets_a_bug_does_not_hold_up_the_others_and_is_told_with_its_reason() -> None:
+    box, who = Box([letter(1, "r1"), letter(2, "r2"), letter(3, "r1")]), Somebody({1: KeyError("ts")})
+    done = run(box, who)
+    assert box.finished == [2]
+    assert box.failures == [(1, "KeyError: 'ts'", None, False)]
+    assert (done.sent, done.failed, done.reason) == (1, 1, "KeyError: 'ts'")

@@ -165,3 +165,11 @@ def test_a_refused_letter_does_not_hold_up_those_behind_it(world: World) -> None
     first: Sequence[Letter] = world.audit.due(1)
     world.audit.failed(first[0], str(NotifierRefused("channel_not_found")), None, final=True)
     assert [x.notice.text for x in drain(world)] == ["good"]
+
+
+def test_a_letter_that_was_not_tried_is_due_again_at_once(world: World) -> None:
+    world.audit.append(opened("r1"), notice("r1", 1))
+    for _ in range(12):  # more often than failures double the pause
+        (letter,) = world.audit.due(1)
+        world.audit.back(letter)
+    assert len(world.audit.due(1)) == 1

@@ -115,6 +115,15 @@ class PostgresOutbox:
             )
         reached(Point.LETTER_PUT_OFF)
 
+    def back(self, letter: Letter) -> None:
+        """Raises AuditUnavailable: it is handed out again when its lease ends."""
+        with translated(AuditUnavailable, f"giving back letter {letter.id}"), self._engine.begin() as connection:
+            connection.execute(
+                update(outbox)
+                .where(outbox.c.id == letter.id, outbox.c.delivered_at.is_(None))
+                .values(due_at=func.clock_timestamp(), attempts=func.greatest(outbox.c.attempts - 1, 0))
+            )
+
     def waiting(self) -> int:
         """How many letters wait, whether due or not. Raises AuditUnavailable."""
         with translated(AuditUnavailable, "counting the outbox"), self._engine.connect() as connection:

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
+import orjson
 import psycopg
 import pytest
 from sqlalchemy import Engine
@@ -10,6 +12,7 @@ from sqlalchemy import Engine
 from controller.adapters.postgres import PostgresFlags, PostgresFlagSource, reader_url
 from controller.adapters.postgres.connect import app_url, connect
 from controller.ports import FlagConflict, FlagKilled, FlagUnavailable
+from flagspec import Snapshot, assign
 from tests.ports.events import change
 from tests.ports.faults import CuttingProxy
 
@@ -188,3 +191,53 @@ def test_a_cut_line_is_reported_and_made_again_by_the_next_read(flags: PostgresF
         flags.write(change(1_000), 0)
         assert source.wait_for_change(30)
         source.close()
+
+
+# --- what a stranger made unreadable -------------------------------------------------------------------------------------------
+
+STRANGE = [
+    "lease = 'infinity'",
+    "lease = '-infinity'",
+    "lease = '20000-01-01Z'",
+    """control = '{"model": "m", "params": {"seed": 123456789012345678901234567890}}'""",
+    """candidate = '{"model": "m", "params": {"max_tokens": -99999999999999999999}}'""",
+]
+
+
+@pytest.mark.parametrize("edit", STRANGE)
+def test_a_flag_that_a_stranger_edited_can_still_be_read_killed_and_lowered(
+    flags: PostgresFlags, owner_url: str, edit: str
+) -> None:
+    flags.write(change(1_000), 0)
+    with connect(owner_url) as connection:
+        connection.execute(f"UPDATE penstock.flags SET {edit}".encode())
+    found = flags.read("production", "chat-model")
+    assert found is not None and (found.version, found.weight) == (2, 1_000)
+    assert flags.set_killed("production", "chat-model", True, actor="erin", reason="pager").killed
+    assert flags.write(change(0), 3).weight == 0
+
+
+@pytest.mark.parametrize("edit", STRANGE)
+def test_an_edit_of_one_flag_keeps_no_other_from_its_routers(
+    flags: PostgresFlags, engine: Engine, owner_url: str, edit: str
+) -> None:
+    flags.write(change(1_000), 0)
+    flags.write(change(2_000, key="other"), 0)
+    with connect(owner_url) as connection:
+        connection.execute(f"UPDATE penstock.flags SET {edit} WHERE key = 'chat-model'".encode())
+    source = PostgresFlagSource(app_url(owner_url), engine)
+    snapshot = source.read()["production"]
+    source.close()
+    read = Snapshot.from_json(orjson.loads(orjson.dumps(snapshot.to_json())))  # what a router gets
+    assert read.revision == 3
+    assert "other" in [f.key for f in read.flags]
+    assert all(f.control.model == "gpt-4.1" for f in read.flags)
+
+
+def test_a_lease_that_lapsed_before_all_time_stays_lapsed(flags: PostgresFlags, owner_url: str) -> None:
+    flags.write(change(1_000), 0)
+    with connect(owner_url) as connection:
+        connection.execute("UPDATE penstock.flags SET lease = '-infinity'")
+    flag = flags.read("production", "chat-model")
+    assert flag is not None
+    assert assign(flag, "u1", datetime(2026, 1, 1, tzinfo=UTC)).reason == "lease_lapsed"

@@ -7,18 +7,22 @@ interval and nothing else.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import psycopg
+import structlog
 from psycopg import sql
 from sqlalchemy import Engine
 
 from controller.adapters.postgres.connect import connect
 from controller.adapters.postgres.errors import translated
-from controller.adapters.postgres.flags import PostgresFlags
+from controller.adapters.postgres.flags import UNREADABLE, PostgresFlags
 from controller.adapters.postgres.tables import FLAG_CHANNEL
 from controller.ports import FlagUnavailable
 from flagspec import Snapshot
+
+log = structlog.get_logger("penstock.flags")
 
 
 class PostgresFlagSource:
@@ -34,6 +38,7 @@ class PostgresFlagSource:
         self._url = url
         self._flags = PostgresFlags(engine)
         self._connection: psycopg.Connection[Any] | None = None
+        self._told: set[tuple[str, str, int]] = set()
 
     def read(self) -> Mapping[str, Snapshot]:
         """
@@ -44,7 +49,7 @@ class PostgresFlagSource:
         """
         try:
             self._listen()
-            return self._flags.snapshots()
+            return {name: self._readable(snapshot) for name, snapshot in self._flags.snapshots().items()}
         except FlagUnavailable:
             self.close()
             raise
@@ -73,6 +78,16 @@ class PostgresFlagSource:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _readable(self, snapshot: Snapshot) -> Snapshot:
+        """Without flags that no router could read: it would refuse all the others with them, a kill among them."""
+        bad = {(f.environment, f.key, f.version) for f in snapshot.flags if UNREADABLE in (f.control, f.candidate)}
+        for environment, key, version in sorted(bad - self._told):
+            log.error("flag_unreadable", environment=environment, flag=key, version=version)
+        self._told = {t for t in self._told if t[0] != snapshot.environment} | bad
+        if not bad:
+            return snapshot
+        return replace(snapshot, flags=tuple(f for f in snapshot.flags if (f.environment, f.key, f.version) not in bad))
 
     def _listen(self) -> None:
         if self._connection is not None:

@@ -2,14 +2,17 @@
 The embedded flag store: `controller.ports.FlagStore` on rows that are written by compare-and-set.
 
 Its one rule: a kill is unconditional and latched. It asks for no version, so it wins every race: a raise that was read before it finds
-another version, and a raise that comes after it is refused.
+another version, and a raise that comes after it is refused. What a stranger made of a row keeps nobody from killing or lowering its flag.
 """
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Engine, and_, bindparam, func, not_, select, text, update
+import orjson
+import structlog
+from sqlalchemy import Connection, Engine, and_, bindparam, case, func, literal, not_, null, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from controller.adapters.postgres.errors import translated
@@ -21,8 +24,23 @@ from flagspec import FlagSpecError, RouteFlag, Snapshot, Variant
 PROPAGATION_BOUND_S = 2.0
 """The resync of the readers' hub (1 s), which finds what a lost NOTIFY did not tell, and as much again for the way."""
 
+UNREADABLE = Variant(model="(unreadable)")
+"""Stands for a side of a flag that only an edit by hand can have made: one that no router could read."""
+
+_LEASE = case(
+    (flags.c.lease >= literal(datetime(9999, 1, 1, tzinfo=UTC)), null()),
+    (flags.c.lease < literal(datetime(1970, 1, 1, tzinfo=UTC)), literal(datetime(1970, 1, 1, tzinfo=UTC))),
+    else_=flags.c.lease,
+).label("lease")
+"""Postgres has an infinity and years that Python has no word for."""
+
+_COLUMNS = (*(c for c in flags.c if c.name not in ("lease", "written_at")), _LEASE)
+
 _UNNUMBERED = {"version": 0, "revision": 0, "written_at": func.clock_timestamp()}
 """What the triggers fill in."""
+
+
+log = structlog.get_logger("penstock.flags")
 
 
 class PostgresFlags:
@@ -48,7 +66,9 @@ class PostgresFlags:
                 raise FlagConflict(f"flag {change.key!r}: {change.decision_id} came after {change.not_after.isoformat()}")
             reached(Point.FLAG_OPENED)
             if expected_version == 0:
-                statement: Any = insert(flags).values(**_values(change), **_UNNUMBERED).on_conflict_do_nothing().returning(flags)
+                statement: Any = (
+                    insert(flags).values(**_values(change), **_UNNUMBERED).on_conflict_do_nothing().returning(*_COLUMNS)
+                )
             else:
                 raises = bool(change.weight or change.shadow_weight)
                 statement = (
@@ -56,7 +76,7 @@ class PostgresFlags:
                     .where(_is(change.environment, change.key), flags.c.version == expected_version)
                     .where(not_(and_(flags.c.killed, bindparam("raises", raises))))
                     .values(**_values(change))
-                    .returning(flags)
+                    .returning(*_COLUMNS)
                 )
             row = connection.execute(statement).mappings().one_or_none()
             if row is None:
@@ -99,10 +119,10 @@ class PostgresFlags:
         doing = f"{'killing' if killed else 'un-killing'} flag {key!r} in {environment}"
         with translated(FlagUnavailable, doing), self._engine.begin() as connection:
             _sign(connection, actor, reason)
-            row = connection.execute(statement.values(**values).returning(flags)).mappings().one_or_none()
-            if row is not None:
-                return _flag(row)
-            current = self._read(connection, environment, key)
+            row = connection.execute(statement.values(**values).returning(*_COLUMNS)).mappings().one_or_none()
+            current = self._read(connection, environment, key) if row is None else None
+        if row is not None:
+            return _flag(row)  # after the commit: a kill lands, whatever can be read of the flag
         if current is None:
             raise UnknownFlag(f"no flag {key!r} in {environment}")
         raise FlagConflict(f"flag {key!r} is at version {current.version}, not {expected_version}")
@@ -114,14 +134,14 @@ class PostgresFlags:
 
     def snapshots(self, environment: str | None = None) -> dict[str, Snapshot]:
         """
-        The environments that have ever had a flag, or one of them.
+        The environments that have ever had a flag, or one of them; without flags whose row cannot be read at all.
 
         Raises:
             FlagUnavailable: they cannot be read.
         """
         # One statement sees one state: a revision never comes with flags of another.
         query = (
-            select(flag_revisions.c.revision.label("environment_revision"), flag_revisions.c.environment.label("of"), flags)
+            select(flag_revisions.c.revision.label("environment_revision"), flag_revisions.c.environment.label("of"), *_COLUMNS)
             .select_from(flag_revisions.outerjoin(flags, flags.c.environment == flag_revisions.c.environment))
             .order_by(flag_revisions.c.environment, flags.c.key)
         )
@@ -132,8 +152,12 @@ class PostgresFlags:
         grouped: dict[str, tuple[int, list[RouteFlag]]] = {}
         for row in rows:
             _, members = grouped.setdefault(row["of"], (row["environment_revision"], []))
-            if row["key"] is not None:
+            if row["key"] is None:
+                continue
+            try:
                 members.append(_flag(row))
+            except FlagUnavailable as exc:  # one bad row must not keep the news of all others
+                log.error("flag_unreadable", environment=row["of"], flag=row["key"], error=str(exc))
         return {name: Snapshot(environment=name, revision=rev, flags=tuple(members)) for name, (rev, members) in grouped.items()}
 
     def _refuse(self, change: FlagChange, expected_version: int) -> NoReturn:
@@ -145,7 +169,7 @@ class PostgresFlags:
 
     @staticmethod
     def _read(connection: Connection, environment: str, key: str) -> RouteFlag | None:
-        row = connection.execute(select(flags).where(_is(environment, key))).mappings().one_or_none()
+        row = connection.execute(select(*_COLUMNS).where(_is(environment, key))).mappings().one_or_none()
         return None if row is None else _flag(row)
 
 
@@ -200,5 +224,12 @@ def _flag(row: Mapping[Any, Any]) -> RouteFlag:
 
 
 def _variant(stored: str) -> Variant:
-    data = json.loads(stored)
-    return Variant(model=data["model"], params=data.get("params", {}))
+    try:
+        data = json.loads(stored)
+        orjson.dumps(data)  # as the door sends it: no lone surrogates, no numbers beyond 64 bits
+        match data:
+            case {"model": str() as model, **rest} if isinstance(params := rest.get("params", {}), dict):
+                return Variant(model=model, params=params)
+    except (ValueError, TypeError, RecursionError):
+        pass
+    return UNREADABLE

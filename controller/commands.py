@@ -92,7 +92,7 @@ def check_start(plan: Plan, ports: Ports) -> None:
     for other in ports.index.active():
         try:
             held = replay(ports.audit.entries(other)).plan
-        except LogError:
+        except (LogError, PortError):
             continue  # another rollout's broken log; whether it holds this flag, the log itself refuses at the first row
         if (held.environment, held.flag) == (plan.environment, plan.flag):
             raise FlagHeld(f"flag {plan.flag!r} in {plan.environment} is held by rollout {other}; end that one first")

@@ -55,7 +55,7 @@ def anybody_due(ports: Ports) -> bool:
 def _due(rollout_id: str, ports: Ports, now: datetime) -> bool:
     try:
         return due(replay(ports.audit.entries(rollout_id)), now)
-    except LogError:
+    except (LogError, PortError):
         return False  # the guard tells of it at every look; the others go on
 
 

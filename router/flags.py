@@ -145,6 +145,7 @@ class FlagClient:
         self._silence_s = spec.stream_silence.total_seconds()
         self._tasks: list[asyncio.Task[None]] = []
         self._heard_at = 0.0
+        self._heard = False
         self._stale = False
         self.polling = False
         self.first_snapshot = asyncio.Event()
@@ -172,6 +173,8 @@ class FlagClient:
             while True:
                 began = loop.time()
                 self.polling = began < stream_after
+                if self._heard:
+                    pause, self._heard = BACKOFF_S[0], False
                 try:
                     if self.polling:
                         await self._snapshot(session, wait_s=LONG_POLL_S)
@@ -267,7 +270,7 @@ class FlagClient:
         self.first_snapshot.set()
 
     def _hear(self) -> None:
-        self._heard_at = time.monotonic()
+        self._heard_at, self._heard = time.monotonic(), True
 
     async def _watch(self) -> None:
         """Says once when the source falls silent and once when it is back."""

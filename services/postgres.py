@@ -248,7 +248,10 @@ class _Postmaster:
             pass
         # A crash leaves the file behind, and the pid may by now be anybody's.
         command = Path(f"/proc/{self.pid}/comm")
-        return not command.exists() or command.read_text().strip() == "postgres"
+        try:
+            return not command.exists() or command.read_text().strip() == "postgres"
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            return False
 
 
 def _installation() -> _Installation:

@@ -10,11 +10,16 @@ import psycopg
 import pytest
 from sqlalchemy import Engine
 
-from controller.adapters.postgres import PostgresAudit, PostgresOutbox, app_url, reader_url
+from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresOutbox, app_url, reader_url
 from controller.adapters.postgres.chain import Head, head, verify
 from controller.adapters.postgres.connect import connect
-from controller.ports import AuditUnavailable, FlagHeld, SeqTaken
-from tests.ports.events import applied, decided, hold, measurements, notice, opened, roll_back
+from controller.codec import plan_digest
+from controller.commands import start
+from controller.core.rollout import Decided, Gathered
+from controller.ports import AuditUnavailable, FlagHeld, Ports, SeqTaken, TextLost
+from controller.sweep import anybody_due
+from controller.wiring import NoMetrics
+from tests.ports.events import applied, decided, hold, measurements, notice, opened, plan, roll_back
 
 pytestmark = pytest.mark.services
 
@@ -387,3 +392,75 @@ def test_measurements_keep_their_numbers_to_the_last_digit(audit: PostgresAudit)
     audit.append(opened("r1"), None)
     audit.append(decided("r1", 2), None)
     assert audit.entry("r1", 2).event.observed.measurements == measurements()  # type: ignore[union-attr]
+
+
+# --- what a stranger did to the tables ------------------------------------------------------------------------------------------
+
+
+def test_a_text_that_was_deleted_or_changed_is_lost_and_not_only_unavailable(audit: PostgresAudit, owner_url: str) -> None:
+    audit.append(opened("r1"), None)
+    gathered = Gathered(before="", traffic="what happened", after="the case")
+    row = audit.append(decided("r1", 2, gathered=gathered), None)
+    assert isinstance(row.event, Decided)
+    reference = "sha256:" + sha256(b"the case").hexdigest()
+    assert audit.text(reference) == "the case"
+    with connect(owner_url) as connection:
+        connection.execute("ALTER TABLE penstock.audit_evidence DISABLE TRIGGER USER")
+        connection.execute("UPDATE penstock.audit_evidence SET answer = 'another case' WHERE answer = 'the case'")
+        with pytest.raises(TextLost, match="it was changed"):
+            audit.text(reference)
+        connection.execute("UPDATE penstock.audit_evidence SET encoding = 'base64', answer = '?' WHERE answer = 'another case'")
+        with pytest.raises(TextLost, match="it was changed"):
+            audit.text(reference)
+        connection.execute("DELETE FROM penstock.audit_evidence")
+        with pytest.raises(TextLost, match="not there"):
+            audit.text(reference)
+
+
+def test_a_foreign_letter_in_the_way_is_no_lost_race(audit: PostgresAudit, owner_url: str) -> None:
+    audit.append(opened("r1"), None)
+    with connect(owner_url) as connection:
+        connection.execute(
+            "INSERT INTO penstock.outbox (id, rollout_id, seq, notice, created_at, due_at) VALUES (99, 'r1', 2, '{}', now(), now())"
+        )
+    with pytest.raises(AuditUnavailable, match="outbox_rollout_seq"):
+        audit.append(roll_back("r1", 2), notice("r1", 2))
+
+
+@pytest.mark.parametrize("written", ["[]", "{}", "5", "null", '"text"'])
+def test_a_letter_that_no_release_wrote_is_set_aside_and_the_next_one_goes_out(
+    audit: PostgresAudit, owner_url: str, written: str
+) -> None:
+    audit.append(opened("r1"), notice("r1", 1))
+    with connect(owner_url) as connection:
+        connection.execute("UPDATE penstock.outbox SET notice = %s::json", (written,))
+    audit.append(opened("r2", "other"), notice("r2", 1))
+    assert [letter.notice.rollout_id for letter in audit.due(10)] == ["r2"]
+    assert audit.waiting() == 1
+
+
+@pytest.mark.parametrize("written", ["[]", "{}", "5", "null", '{"v": 1, "kind": "decided", "observed": 5}'])
+def test_a_row_that_no_release_wrote_is_an_error_of_the_port(audit: PostgresAudit, owner_url: str, written: str) -> None:
+    audit.append(opened("r1"), None)
+    with connect(owner_url) as connection:
+        connection.execute("ALTER TABLE penstock.audit DISABLE TRIGGER USER")
+        connection.execute("UPDATE penstock.audit SET event = %s::json", (written,))
+        connection.execute("ALTER TABLE penstock.audit ENABLE ALWAYS TRIGGER audit_append_only")
+    with pytest.raises(AuditUnavailable, match="cannot be read by this release"):
+        audit.entries("r1")
+    with pytest.raises(AuditUnavailable, match="cannot be read by this release"):
+        audit.entry("r1", 1)
+
+
+def test_a_rollout_that_lost_its_rows_keeps_nobody_from_starting_or_being_checked(engine: Engine, owner_url: str) -> None:
+    audit = PostgresAudit(engine)
+    audit.append(opened("gone"), None)
+    audit.append(opened("due", "other"), None)
+    with connect(owner_url) as connection:
+        connection.execute("ALTER TABLE penstock.audit DISABLE TRIGGER USER")
+        connection.execute("DELETE FROM penstock.audit WHERE rollout_id = 'gone'")
+        connection.execute("ALTER TABLE penstock.audit ENABLE ALWAYS TRIGGER audit_append_only")
+    ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=NoMetrics())
+    assert anybody_due(ports)
+    wanted = plan("third")
+    assert start(wanted, plan_digest(wanted), ports, actor="erin", key="k").seq == 1

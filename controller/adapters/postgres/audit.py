@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
 
 import psycopg
@@ -29,6 +30,7 @@ from controller.adapters.postgres.rows import (
     columns,
     is_reference,
     pack,
+    raw,
     references,
     row_hash,
     text_of,
@@ -39,7 +41,7 @@ from controller.codec import CodecError, notice_to_json
 from controller.core.notice import Notice
 from controller.core.rollout import Abandoned, Applied, Entry, Opened
 from controller.crash import Point, reached
-from controller.ports import AuditUnavailable, FlagHeld, NewEntry, SeqTaken, UnknownRollout
+from controller.ports import AuditUnavailable, FlagHeld, NewEntry, SeqTaken, TextLost, UnknownRollout
 
 ENDING = frozenset({"promote", "roll_back", "abort"})
 """Decisions whose confirmation ends the rollout."""
@@ -144,8 +146,14 @@ class PostgresAudit(PostgresOutbox):
         with translated(AuditUnavailable, f"reading the text {digest[:12]}"), self._engine.connect() as connection:
             row = connection.execute(select(audit_evidence).where(audit_evidence.c.digest == digest)).mappings().one_or_none()
         if row is None:
-            raise AuditUnavailable(f"the log refers to a text {digest[:12]} that is not there")
-        return text_of(Answer(digest=digest, answer=row["answer"], encoding=row["encoding"]))
+            raise TextLost(f"the log refers to a text {digest[:12]} that is not there")
+        try:
+            found = raw(Answer(digest=digest, answer=row["answer"], encoding=row["encoding"]))
+        except ValueError as exc:
+            raise TextLost(f"the text {digest[:12]} that the log refers to cannot be decoded: it was changed") from exc
+        if (seen := sha256(found).hexdigest()) != digest:
+            raise TextLost(f"the text {digest[:12]} that the log refers to hashes to {seen[:12]}: it was changed")
+        return found.decode("utf-8", "surrogatepass")
 
     def active(self) -> Sequence[str]:
         query = select(flag_holds.c.rollout_id).order_by(flag_holds.c.audit_id)
@@ -182,7 +190,8 @@ class PostgresAudit(PostgresOutbox):
             try:
                 row = self._write(connection, new, packed, letter)
             except IntegrityError as exc:
-                if isinstance(exc.orig, psycopg.errors.UniqueViolation):
+                # A foreign row in the way of anything else is no race that somebody won: who lost one goes away, and nothing would be lowered.
+                if isinstance(exc.orig, psycopg.errors.UniqueViolation) and exc.orig.diag.table_name == audit.name:
                     raise SeqTaken(f"row {new.rollout_id}/{new.seq} exists") from exc
                 raise AuditUnavailable(f"{doing}: {reason(exc)}") from exc
             except SQLAlchemyError as exc:

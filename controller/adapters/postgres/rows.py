@@ -189,7 +189,7 @@ def row_hash(prev_hash: str, row: Mapping[str, Any]) -> str:
 
 def _long_texts(data: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """Where an event in JSON keeps long texts (raw answers, evidence gathered): the object and its key, to read or to change in place."""
-    observed = data.get("observed")
+    observed = data.get("observed") if isinstance(data, dict) else None
     if not isinstance(observed, dict):
         return
     for _gate, measurement in observed.get("measurements", ()):

@@ -319,7 +319,8 @@ def _exposed(answer: Answer) -> float | None:
     """Requests that the candidate answered; None where it could not be read."""
     if answer.failure or not answer.series:
         return None
-    return math.fsum(s.value for s in answer.series)
+    requests = sum(s.value for s in answer.series)
+    return requests if math.isfinite(requests) else None
 
 
 def _ms(span: timedelta) -> int:

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,8 @@ class Worker:
     def signal(self, number: signal.Signals) -> None:
         # Not by number after it was reaped: that may be somebody else's by then.
         if self._process.is_alive():
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def close(self) -> None:
         """End it; safe to call again."""

@@ -67,7 +67,7 @@ def story(world: World, worker: Worker) -> str:
 def crash_at(point: Point) -> None:
     """Register the fault of one point."""
 
-    @fault(f"kill -9 at {point}", group="crash", quick=2, full=25)
+    @fault(f"kill -9 at {point}", group="crash", quick=1, full=25)
     def run(world: World, rng: Random) -> Trial:
         if point in AFTER_A_CRASH:
             _cut(world, Point.RECORDED, 1)

@@ -5,6 +5,7 @@ Its one rule: a trial never sees another one's things. It gets a database, a fla
 """
 
 import asyncio
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -23,6 +24,7 @@ from bench.slack import SlackConfig, SlackServer
 from bench.slack_limits import RateLimits
 from controller.adapters.postgres.connect import connect, create_database
 from controller.adapters.postgres.migrate import upgrade
+from controller.adapters.postgres.tables import metadata
 from services.postgres import EmbeddedPostgres
 from services.prometheus import PrometheusServer
 
@@ -33,6 +35,10 @@ DATABASE = "chaos"
 """On servers that belong to one trial."""
 
 _CONNECTIONS = 400
+_APPEND_ONLY = ("audit", "audit_evidence", "flag_history")
+_END_OTHERS = (
+    b"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -43,7 +49,8 @@ class Stage:
         self._stack = ExitStack()
         self._lock = threading.Lock()
         self._image: Path | None = None
-        self._copies = 0
+        self._free: list[str] = []
+        self._numbers = itertools.count(1)
         self.forked: ForkServerContext = multiprocessing.get_context("forkserver")
         self.spawned: SpawnContext = multiprocessing.get_context("spawn")
 
@@ -77,15 +84,27 @@ class Stage:
         self._stack.close()
 
     @contextmanager
-    def database(self, name: str) -> Iterator[str]:
-        """The owner's URL of a new database with all tables, on the shared server."""
-        with connect(self.postgres.url) as connection:
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE {TEMPLATE}'.encode())
+    def database(self) -> Iterator[str]:
+        """The owner's URL of an empty database with all tables, on the shared server; it is emptied and used again afterwards."""
+        with self._lock:
+            name = self._free.pop() if self._free else ""
+        if not name:
+            name = f"chaos_{next(self._numbers)}"
+            with connect(self.postgres.url) as connection:
+                connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}".encode())
         try:
             yield self.postgres.url_for(name)
         finally:
-            with connect(self.postgres.url) as connection:
-                connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+            with connect(self.postgres.url_for(name)) as connection:
+                connection.execute(_END_OTHERS)
+                # Only an owner who disarms the triggers can empty these tables; that is the point of them.
+                for table in _APPEND_ONLY:
+                    connection.execute(f"ALTER TABLE penstock.{table} DISABLE TRIGGER {table}_append_only".encode())
+                connection.execute(f"TRUNCATE {', '.join(metadata.tables)}".encode())
+                for table in _APPEND_ONLY:
+                    connection.execute(f"ALTER TABLE penstock.{table} ENABLE ALWAYS TRIGGER {table}_append_only".encode())
+            with self._lock:
+                self._free.append(name)
 
     def cluster(self) -> Path:
         """A data directory of its own with a migrated database `DATABASE`, for a server that a trial may break."""
@@ -95,8 +114,7 @@ class Stage:
                 with EmbeddedPostgres(image) as server:
                     upgrade(create_database(server.url, DATABASE))
                 self._image = image
-            self._copies += 1
-            copy = self.home / f"own-{self._copies}" / "data"
+            copy = self.home / f"own-{next(self._numbers)}" / "data"
             copy.parent.mkdir()
             # cp keeps the owner, without whom the server would not start.
             subprocess.run(["cp", "-a", "--reflink=auto", str(self._image), str(copy)], check=True)

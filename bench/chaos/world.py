@@ -72,7 +72,7 @@ class World:
                 self.stack.callback(lambda: None if self.postgres is None else self.postgres.stop())
                 self.owner_url = self.postgres.url_for(DATABASE)
             else:
-                self.owner_url = self.stack.enter_context(self.stage.database(f"chaos_{self.name}"))
+                self.owner_url = self.stack.enter_context(self.stage.database())
             self.database_url = app_url(self.owner_url)
             self.prometheus_url = self.stage.prometheus.url
             self.slack = self.stack.enter_context(self.stage.slack())

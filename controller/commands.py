@@ -1,5 +1,5 @@
 """
-What a person may do: start, approve, pause, resume, roll back, abort, kill.
+What a person may do: start, approve, reject, override, pause, resume, roll back, abort.
 
 They go through the same commit as the gate check, so a person's word leaves the same rows and obeys the same order. Its one rule: a
 command that cannot be done says why and leaves nothing behind.
@@ -9,21 +9,25 @@ from collections.abc import Callable
 from hashlib import sha256
 
 from controller.commit import Committed, commit, lower_unrecorded, record, settle
-from controller.core.decide import votes_that_count
 from controller.core.decision import Abort, Decision, Pause, Resume, RollBack, Why
 from controller.core.notice import notice_of
 from controller.core.plan import Plan
+from controller.core.question import override_in_force, step_digest, votes_that_count
 from controller.core.rollout import (
     Approved,
     AwaitingApproval,
     Baking,
+    Check,
     Entry,
     LogError,
     Observed,
     Opened,
+    Overridden,
     Paused,
     Pending,
+    Rejected,
     Rollout,
+    entering_of,
     replay,
 )
 from controller.ports import AuditUnavailable, FlagHeld, NewEntry, PortError, Ports, SeqTaken, UnknownRollout
@@ -123,18 +127,21 @@ def _words(variant: Variant) -> str:
     return f"{variant.model} with {dict(variant.params)}" if variant.params else variant.model
 
 
-def approve(rollout_id: str, ports: Ports, *, actor: str, groups: tuple[str, ...]) -> Rollout:
+def approve(rollout_id: str, ports: Ports, *, actor: str, groups: tuple[str, ...], digest: str | None = None) -> Rollout:
     """
     Say yes to the phase that the rollout waits to enter.
 
+    Args:
+        rollout_id, ports: Which, and where.
+        actor, groups: Who, and in whose name.
+        digest: The question that is answered (`core.question`); None for whichever is asked now.
+
     Raises:
-        CommandRefused: it waits for nobody, or this person's approval would not count.
+        CommandRefused: it waits for nobody, another question is asked by now, or this person's approval would not count.
     """
 
     def attempt(rollout: Rollout) -> Rollout:
-        state = rollout.state
-        if not isinstance(state, AwaitingApproval):
-            raise CommandRefused(f"{rollout_id} does not wait for an approval; it is {_kind(rollout)}")
+        state = _asked(rollout, digest)
         asked = rollout.plan.approvals_of(state.entering, unproven=True)
         assert asked, "only a phase with an approval, or a plan that asks for one, is waited for"
         own = [a for a in asked if set(groups) & set(a.groups)]
@@ -146,9 +153,79 @@ def approve(rollout_id: str, ports: Ports, *, actor: str, groups: tuple[str, ...
         now = ports.audit.now()
         if all(any(v.actor == actor for v in votes_that_count(a, state.votes, rollout.requester, now)) for a in own):
             return rollout
-        return record(rollout, Approved(entering=state.entering, groups=groups), ports, actor)
+        event = Approved(entering=state.entering, groups=groups, digest=step_digest(rollout))
+        return record(rollout, event, ports, actor)
 
     return _retried(rollout_id, ports, attempt)
+
+
+def reject(
+    rollout_id: str, ports: Ports, *, actor: str, groups: tuple[str, ...], reason: str, digest: str | None = None
+) -> Rollout:
+    """
+    Say no to the phase that the rollout waits to enter: it is paused until somebody resumes it, and is then asked for anew.
+
+    Raises:
+        CommandRefused: it waits for nobody, or another question is asked by now.
+    """
+
+    def attempt(rollout: Rollout) -> Rollout:
+        state = _asked(rollout, digest)
+        event = Rejected(entering=state.entering, groups=groups, reason=reason, digest=step_digest(rollout))
+        return record(rollout, event, ports, actor)
+
+    return _retried(rollout_id, ports, attempt)
+
+
+def override(
+    rollout_id: str,
+    ports: Ports,
+    *,
+    actor: str,
+    groups: tuple[str, ...],
+    checks: tuple[Check, ...],
+    reason: str,
+    ticket: str,
+    digest: str | None = None,
+) -> Rollout:
+    """
+    Break-glass: let the next step be taken without some checks. The next gate check judges all others and moves.
+
+    Raises:
+        CommandRefused: no step comes next, another one comes by now, or it is this person's own approval that would be overridden.
+    """
+
+    def attempt(rollout: Rollout) -> Rollout:
+        state = rollout.state
+        if not isinstance(state, Pending | Baking | AwaitingApproval):
+            raise CommandRefused(f"{rollout_id} is {_kind(rollout)}: there is no next step whose checks could be overridden")
+        _same_step(rollout, digest)
+        entering = entering_of(state)
+        needed = rollout.plan.approvals_of(entering, unproven=True) if entering < len(rollout.plan.phases) else ()
+        if Check.APPROVAL in checks and actor == rollout.requester and any(a.not_requester for a in needed):
+            raise CommandRefused(f"{actor} started {rollout_id}; the plan wants somebody else's yes, also past break-glass")
+        in_force = override_in_force(rollout, ports.audit.now())
+        if in_force is not None and in_force.actor == actor and set(checks) <= set(in_force.event.checks):
+            return rollout
+        event = Overridden(
+            entering=entering, checks=checks, groups=groups, reason=reason, ticket=ticket, digest=step_digest(rollout)
+        )
+        return record(rollout, event, ports, actor)
+
+    return _retried(rollout_id, ports, attempt)
+
+
+def _asked(rollout: Rollout, digest: str | None) -> AwaitingApproval:
+    if not isinstance(rollout.state, AwaitingApproval):
+        told = f" ({rollout.state.text})" if isinstance(rollout.state, Paused) else ""
+        raise CommandRefused(f"{rollout.id} does not wait for an approval; it is {_kind(rollout)}{told}")
+    _same_step(rollout, digest)
+    return rollout.state
+
+
+def _same_step(rollout: Rollout, digest: str | None) -> None:
+    if digest is not None and digest != (now := step_digest(rollout)):
+        raise CommandRefused(f"{rollout.id}: this answers another step ({digest[:12]}) than the one that comes now ({now[:12]})")
 
 
 def pause(rollout_id: str, ports: Ports, *, actor: str, reason: str) -> Rollout:

@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from controller.codec import event_to_json
-from controller.core.decide import votes_that_count
 from controller.core.decision import Hold
-from controller.core.gates import GateResult, pct, unproven
+from controller.core.gates import GateResult, pct
 from controller.core.notice import account_of, standing
+from controller.core.question import OVERRIDE_LASTS, override_in_force, question_of, step_digest
 from controller.core.rollout import (
     Abandoned,
     Aborted,
@@ -23,8 +23,10 @@ from controller.core.rollout import (
     Decided,
     Entry,
     Opened,
+    Overridden,
     Paused,
     Promoted,
+    Rejected,
     RolledBack,
     Rollout,
 )
@@ -62,8 +64,48 @@ def detail(rollout: Rollout, entries: Sequence[Entry]) -> dict[str, Any]:
         "last_decision": None if last is None else decision_row(last),
         "next": upcoming(rollout, entries),
         "gates": [] if last is None else [gate_row(r) for r in _results(last)],
+        "question": question_row(rollout, entries[-1].at),
+        "override": override_row(rollout, entries[-1].at),
+        "step": step_digest(rollout),
         "plan_digest": rollout.plan_digest,
         "audit_rows": len(entries),
+    }
+
+
+def question_row(rollout: Rollout, now: datetime) -> dict[str, Any] | None:
+    """What people are asked, and who has answered; None where nobody is."""
+    if (question := question_of(rollout, now)) is None:
+        return None
+    return {
+        "digest": question.digest,
+        "entering": rollout.plan.phases[question.entering].name,
+        "asked_at": stamp(question.asked_at),
+        "unproven": list(question.unproven),
+        "approvals": [
+            {
+                "from": list(a.approval.groups),
+                "count": a.approval.count,
+                "not_requester": a.approval.not_requester,
+                "given": [{"actor": v.actor, "at": stamp(v.at), "expires_at": stamp(v.at + a.approval.expires)} for v in a.votes],
+                "lacking": a.lacking,
+            }
+            for a in question.asked
+        ],
+    }
+
+
+def override_row(rollout: Rollout, now: datetime) -> dict[str, Any] | None:
+    """The break-glass in force; None for none."""
+    if (override := override_in_force(rollout, now)) is None:
+        return None
+    event = override.event
+    return {
+        "actor": override.actor,
+        "at": stamp(override.at),
+        "until": stamp(override.at + OVERRIDE_LASTS),
+        "checks": [c.value for c in event.checks],
+        "reason": event.reason,
+        "ticket": event.ticket,
     }
 
 
@@ -110,15 +152,14 @@ def upcoming(rollout: Rollout, entries: Sequence[Entry]) -> str:
             return "nothing: the rollout has ended"
         case Paused():
             return "a person resumes, rolls back or aborts it; breaches still lower the flag"
-        case AwaitingApproval(entering=entering):
-            asked = plan.approvals_of(
-                entering, unproven=bool(unproven(_results(last_decision(entries, moved=False) or entries[-1])))
-            )
-            found = []
-            for approval in asked:
-                given = len(votes_that_count(approval, state.votes, rollout.requester, entries[-1].at))
-                if given < approval.count:
-                    found.append(f"{approval.count - given} of {approval.count} approvals from {' or '.join(approval.groups)}")
+        case AwaitingApproval():
+            question = question_of(rollout, entries[-1].at)
+            assert question is not None, "an awaiting rollout asks"
+            found = [
+                f"{a.lacking} of {a.approval.count} approvals from {' or '.join(a.approval.groups)}"
+                for a in question.asked
+                if a.lacking
+            ]
             return f"{' and '.join(found)} are missing" if found else "the next gate check goes on: nobody is missing"
         case Baking(phase=phase, since=since):
             baked = since + plan.phases[phase].bake
@@ -219,6 +260,10 @@ def history_row(entry: Entry) -> dict[str, Any]:
             kind, text = "abandoned", reason
         case Approved(entering=entering, groups=groups):
             kind, text = "approved", f"entering phase {entering} as {', '.join(groups)}"
+        case Rejected(entering=entering, reason=reason):
+            kind, text = "rejected", f"entering phase {entering}: {reason}"
+        case Overridden(entering=entering, checks=checks, ticket=ticket, reason=reason):
+            kind, text = "overridden", f"{', '.join(checks)} of entering phase {entering} ({ticket}: {reason})"
     return {"seq": entry.seq, "at": stamp(entry.at), "actor": entry.actor, "kind": kind, "text": text}
 
 

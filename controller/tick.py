@@ -192,15 +192,16 @@ def _lowered_without_log(rollout: Rollout, flag: RouteFlag | None, ports: Ports,
 
 def due(rollout: Rollout, now: datetime) -> bool:
     """
-    Whether a gate check has something to do: once per slot of `gates.every`, and at once after a new approval.
+    Whether a gate check has something to do: once per slot of `gates.every`, and at once after a new approval or an override.
 
     Slots are whole multiples of the period since the epoch, so that overlapping and late runs agree on which slot it is.
     """
     last = rollout.last_gate_check
     if last is None or slot(now, rollout.plan.policy.every) > slot(last, rollout.plan.policy.every):
         return True
-    state = rollout.state
-    return isinstance(state, AwaitingApproval) and any(vote.at > last for vote in state.votes)
+    state, override = rollout.state, rollout.override
+    voted = isinstance(state, AwaitingApproval) and any(vote.at > last for vote in state.votes)
+    return voted or (override is not None and override.at > last)
 
 
 def slot(at: datetime, every: timedelta) -> int:

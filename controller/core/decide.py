@@ -18,6 +18,7 @@ from the most urgent to the least, and the order is the policy:
 11. approval         people have not said yes to the next phase          -> hold
 12. nothing left                                                         -> advance, or promote after the last phase
 
+Break-glass (`Overridden`) lets one step pass bake, freeze or approval without what they ask for, and none of the others.
 Its one rule: traffic is raised in the last line and nowhere else, so each check above it is provably passed.
 """
 
@@ -30,7 +31,8 @@ from controller.core.decision import Advance, Decision, Hold, Pause, Promote, Ro
 from controller.core.freeze import frozen_until
 from controller.core.gates import GateResult, Verdict, breaches, unproven
 from controller.core.plan import Approval, AtLeast, GateMode, OnBreach, OnDrift, OnUnproven, Plan
-from controller.core.rollout import AwaitingApproval, Baking, Paused, Pending, Rollout, Settled, Vote
+from controller.core.question import override_in_force, votes_that_count
+from controller.core.rollout import AwaitingApproval, Baking, Check, Override, Paused, Pending, Rollout, Settled
 
 
 def decide(
@@ -84,10 +86,15 @@ def decide(
     if not results and not isinstance(settled, Pending):
         return Hold(why=Why.NOT_ENOUGH_EVIDENCE, text="no gate was judged", next_look=now + policy.every)
     missing = unproven(results)
+    override = override_in_force(rollout, now)
+    waived = set() if override is None else set(override.event.checks)
+    used: list[Check] = []
     baked = _baked_at(plan, settled)
     baking = (
         "" if baked is None or now >= baked else f"{plan.phases[_phase(settled)].name} bakes until {baked:%Y-%m-%d %H:%M:%S} UTC"
     )
+    if baking and Check.BAKE in waived:
+        used, baking = [Check.BAKE], ""
     if missing and not _may_be_accepted(plan, settled, missing, now):
         if baking and all(_under_way(plan, r) for r in missing):
             # Proofs take their time: while the phase bakes that is no news.
@@ -98,26 +105,53 @@ def decide(
 
     entering = 0 if (phase_index := _phase_or_none(settled)) is None else phase_index + 1
     if entering == len(plan.phases):
-        return Promote(
-            why=Why.GATES_PASSED, text=f"{plan.candidate.model} has passed every gate of the last phase, {plan.phases[-1].name}"
-        )
+        text = f"{plan.candidate.model} has passed every gate of the last phase, {plan.phases[-1].name}"
+        return Promote(why=Why.OVERRIDDEN if used else Why.GATES_PASSED, text=text + _overridden(override, used))
 
-    if (freeze := frozen_until(plan.freezes, now)) is not None:
+    if (freeze := frozen_until(plan.freezes, now)) is not None and Check.FREEZE in waived:
+        used.append(Check.FREEZE)
+    elif freeze is not None:
         name, ends = freeze
         return Hold(why=Why.FROZEN, text=f"freeze {name!r} until {ends:%Y-%m-%d %H:%M} UTC", next_look=ends)
 
     phase = plan.phases[entering]
     for asked in plan.approvals_of(entering, unproven=bool(missing)):
-        if lacking := _lacking(asked, settled, rollout.requester, now):
+        if (lacking := _lacking(asked, settled, rollout.requester, now, missing)) and _may_override_approval(
+            asked, override, rollout.requester
+        ):
+            used.append(Check.APPROVAL)
+        elif lacking:
             proof = f"; not proven: {_first_of(missing)}" if missing else ""
             return Hold(why=Why.AWAITING_APPROVAL, text=f"entering {phase.name} needs {lacking}{proof}")
 
+    broken = _overridden(override, used)
     if entering == 0:
-        return Advance(phase=0, why=Why.STARTED, text=f"start with {phase.name} at {phase.weight / 1000:g}%")
+        text = f"start with {phase.name} at {phase.weight / 1000:g}%{broken}"
+        return Advance(phase=0, why=Why.OVERRIDDEN if used else Why.STARTED, text=text)
     left, to = plan.phases[entering - 1].name, f"{phase.name} at {phase.weight / 1000:g}%"
     if missing:
-        return Advance(phase=entering, why=Why.ACCEPTED, text=f"accepted, not proven: {_first_of(missing)}; {to}")
-    return Advance(phase=entering, why=Why.GATES_PASSED, text=f"all gates of {left} passed; {to}")
+        return Advance(
+            phase=entering,
+            why=Why.OVERRIDDEN if used else Why.ACCEPTED,
+            text=f"accepted, not proven: {_first_of(missing)}; {to}{broken}",
+        )
+    why = Why.OVERRIDDEN if used else Why.GATES_PASSED
+    return Advance(phase=entering, why=why, text=f"all gates of {left} passed; {to}{broken}")
+
+
+def _may_override_approval(asked: Approval, override: Override | None, requester: str) -> bool:
+    """Whether break-glass stands for this approval: never the requester's own where somebody else is asked for."""
+    if override is None or Check.APPROVAL not in override.event.checks:
+        return False
+    return not (asked.not_requester and override.actor == requester)
+
+
+def _overridden(override: Override | None, used: Sequence[Check]) -> str:
+    """``; approval, freeze overridden by kim (INC-7: the provider withdraws the old model)``; "" where nothing was."""
+    if override is None or not used:
+        return ""
+    checks = ", ".join(dict.fromkeys(c.value for c in used))
+    return f"; {checks} overridden by {override.actor} ({override.event.ticket}: {override.event.reason})"
 
 
 def _may_be_accepted(plan: Plan, settled: Settled, missing: Sequence[GateResult], now: datetime) -> bool:
@@ -144,19 +178,8 @@ def _first_of(results: Sequence[GateResult]) -> str:
     return f"{results[0].gate}: {results[0].reason}{more}"
 
 
-def votes_that_count(approval: Approval, votes: tuple[Vote, ...], requester: str, now: datetime) -> tuple[Vote, ...]:
-    """Votes of distinct people who belong to a named group, have not expired, and (if asked for) did not start the rollout."""
-    return tuple(
-        v
-        for v in votes
-        if set(v.groups) & set(approval.groups)
-        and now < v.at + approval.expires
-        and not (approval.not_requester and v.actor == requester)
-    )
-
-
-def _lacking(approval: Approval, settled: Settled, requester: str, now: datetime) -> str:
-    votes = settled.votes if isinstance(settled, AwaitingApproval) else ()
+def _lacking(approval: Approval, settled: Settled, requester: str, now: datetime, missing: Sequence[GateResult]) -> str:
+    votes = settled.votes if isinstance(settled, AwaitingApproval) and {r.gate for r in missing} <= set(settled.unproven) else ()
     given = len(votes_that_count(approval, votes, requester, now))
     if given >= approval.count:
         return ""

@@ -32,6 +32,8 @@ class Why(StrEnum):
     GUARD_ONLY = "guard_only"
     SETTLING = "settling"
     BY_PERSON = "by_person"
+    REJECTED = "rejected"
+    OVERRIDDEN = "overridden"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

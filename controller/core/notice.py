@@ -12,6 +12,7 @@ from typing import Literal
 
 from controller.core.decision import Decision, Hold, Pause, Why, lowers
 from controller.core.gates import GateResult, Verdict, span
+from controller.core.question import step_digest
 from controller.core.rollout import (
     Abandoned,
     Aborted,
@@ -22,9 +23,11 @@ from controller.core.rollout import (
     Entry,
     Moving,
     Opened,
+    Overridden,
     Paused,
     Pending,
     Promoted,
+    Rejected,
     RolledBack,
     Rollout,
     State,
@@ -67,6 +70,7 @@ class Notice:
         channel: Slack channel of the plan; "" for the default.
         environment: Where.
         ended: ``promoted``, ``rolled_back``, ``aborted`` or "".
+        question: Digest of the question that people are asked (`core.question`); "" where it waits for nobody.
     """
 
     rollout_id: str
@@ -82,6 +86,7 @@ class Notice:
     channel: str = ""
     environment: str = ""
     ended: Literal["promoted", "rolled_back", "aborted", ""] = ""
+    question: str = ""
 
 
 _ORDER = {Verdict.BREACH: 0, Verdict.ERROR: 1, Verdict.INSUFFICIENT: 2, Verdict.PASS: 3}
@@ -116,6 +121,7 @@ def notice_of(before: Rollout, after: Rollout, entry: Entry) -> Notice:
         channel=plan.slack_channel,
         environment=plan.environment,
         ended=_ended(after.state),
+        question=step_digest(after) if isinstance(after.state, AwaitingApproval) else "",
     )
 
 
@@ -206,6 +212,10 @@ def _what(before: Rollout, entry: Entry, after: Rollout) -> tuple[Level, str]:
             return Level.NEWS, f"opened by {actor}"
         case Approved(entering=entering):
             return Level.NEWS, f"{actor} approved entering {after.plan.phases[entering].name}"
+        case Rejected(entering=entering, reason=reason):
+            return Level.ALARM, f"{actor} rejected entering {after.plan.phases[entering].name}: {reason}; paused"
+        case Overridden(checks=checks, ticket=ticket, reason=reason):
+            return Level.ALARM, f"break-glass: {actor} overrides {', '.join(checks)} for the next step ({ticket}: {reason})"
         case Abandoned(text=text):
             return Level.NEWS, f"a raise did not reach the flag and was withdrawn: {text}"
         case Decided(decision=Hold() as hold):
@@ -219,7 +229,7 @@ def _what(before: Rollout, entry: Entry, after: Rollout) -> tuple[Level, str]:
 
 
 def _hold(before: Rollout, hold: Hold, text: str, after: Rollout) -> tuple[Level, str]:
-    if hold.why is Why.AWAITING_APPROVAL and not isinstance(before.state, AwaitingApproval):
+    if hold.why is Why.AWAITING_APPROVAL and before.state != after.state:
         return Level.ALARM, hold.text
     # Told after the first check without usable evidence, and once more, louder, after the second.
     if after.troubled == 1:

@@ -8,6 +8,7 @@ fit the state it meets is refused, because a log that contains it was not writte
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from enum import StrEnum
 from typing import Literal, assert_never
 
 from controller.core.decision import (
@@ -24,7 +25,7 @@ from controller.core.decision import (
     lowers,
     target,
 )
-from controller.core.gates import GateResult, Verdict
+from controller.core.gates import GateResult, Verdict, unproven
 from controller.core.measurement import Measurement
 from controller.core.plan import GateMode, Plan
 
@@ -60,13 +61,18 @@ class Baking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AwaitingApproval:
-    """As Baking (or Pending, with phase None), and ready to enter `entering` as soon as people say yes."""
+    """
+    As Baking (or Pending, with phase None), and ready to enter `entering` as soon as people say yes.
+
+    `unproven` are the gates without a proof that the question names; when another one comes, it is asked anew and the votes are void.
+    """
 
     phase: int | None
     since: datetime
     entering: int
     asked_at: datetime
     votes: tuple[Vote, ...] = ()
+    unproven: tuple[str, ...] = ()
 
 
 Settled = Pending | Baking | AwaitingApproval
@@ -207,14 +213,65 @@ class Abandoned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Approved:
-    """A person said yes to entering phase `entering` (index)."""
+    """A person said yes to entering phase `entering` (index); `digest` is the question that was answered (`core.question`)."""
 
     entering: int
     groups: tuple[str, ...]
+    digest: str = ""
     kind: Literal["approved"] = "approved"
 
 
-Event = Opened | Decided | Applied | Abandoned | Approved
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """A person said no to entering phase `entering` (index): the rollout is paused, and what was voted is void."""
+
+    entering: int
+    groups: tuple[str, ...]
+    reason: str
+    digest: str = ""
+    kind: Literal["rejected"] = "rejected"
+
+
+class Check(StrEnum):
+    """What a person may override: what people and calendars ask for. Evidence, breaches and kills are not among them."""
+
+    APPROVAL = "approval"
+    FREEZE = "freeze"
+    BAKE = "bake"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overridden:
+    """
+    Break-glass: a person lets one step be taken without some checks. It moves nothing; the next gate check judges the others.
+
+    Args:
+        entering: The phase (index) that it holds for; the number of phases for the promotion.
+        checks: What is not asked for.
+        groups: The person's.
+        reason, ticket: Why, and where that is written down.
+        digest: The step (`core.question`).
+    """
+
+    entering: int
+    checks: tuple[Check, ...]
+    groups: tuple[str, ...]
+    reason: str
+    ticket: str
+    digest: str = ""
+    kind: Literal["overridden"] = "overridden"
+
+
+Event = Opened | Decided | Applied | Abandoned | Approved | Rejected | Overridden
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """An Overridden row that is in force: until a phase is entered, the rollout is paused, or `OVERRIDE_LASTS` has passed."""
+
+    event: Overridden
+    actor: str
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +300,7 @@ class Rollout:
         applied: The decision ids that the flag may carry: the last one confirmed, "" before the first.
         exposure: Requests that the candidate answered, as last measured.
         evidence: The case as it was last recorded, or a reference to it; "" before the first.
+        override: The last break-glass that is not used up; None for none.
     """
 
     id: str
@@ -259,6 +317,7 @@ class Rollout:
     applied: str = ""
     exposure: float | None = None
     evidence: str = ""
+    override: Override | None = None
 
     @property
     def ended(self) -> bool:
@@ -291,6 +350,12 @@ def phase_of(settled: Settled) -> int | None:
     return None if isinstance(settled, Pending) else settled.phase
 
 
+def entering_of(settled: Settled) -> int:
+    """Index of the phase that comes next; the number of phases where that is the promotion."""
+    index = phase_of(settled)
+    return 0 if index is None else index + 1
+
+
 def replay(entries: Iterable[Entry]) -> Rollout:
     """
     Args:
@@ -317,6 +382,7 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
         raise LogError(f"row {entry.rollout_id}/{entry.seq}: {exc}") from None
     last_gate_check, troubled, exposure = rollout.last_gate_check, rollout.troubled, rollout.exposure
     evidence, warned = rollout.evidence, rollout.warned
+    override = None if isinstance(state, Paused) else rollout.override
     weights, applied = rollout.weights, rollout.applied
     match entry.event:
         case Decided() as event:
@@ -332,10 +398,12 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
             if event.observed.gathered is not None:
                 evidence = event.observed.gathered.after
         case Applied() as event:
-            weights, applied = event.weights, event.decision_id
+            weights, applied, override = event.weights, event.decision_id, None
         case Abandoned() as event:
             applied = fence_id(event.decision_id)
-        case Opened() | Approved():
+        case Overridden() as event:
+            override = Override(event=event, actor=entry.actor, at=entry.at)
+        case Opened() | Approved() | Rejected():
             pass
     # Not dataclasses.replace: this runs for every row of every look, and replace costs three times as much.
     return Rollout(
@@ -353,6 +421,7 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
         applied=applied,
         exposure=exposure,
         evidence=evidence,
+        override=override,
     )
 
 
@@ -403,6 +472,14 @@ def next_state(state: State, event: Event, at: datetime, actor: str) -> State:
             return moving.settled
         case Approved():
             return _approved(state, event, at, actor)
+        case Rejected():
+            if not (isinstance(state, AwaitingApproval) and state.entering == event.entering):
+                raise LogError(f"rejected entering phase {event.entering}, which nobody was asked for")
+            return Paused(settled=state, why=Why.REJECTED, text=f"{actor} rejected it: {event.reason}", since=at)
+        case Overridden():
+            if not (isinstance(state, Pending | Baking | AwaitingApproval) and entering_of(state) == event.entering):
+                raise LogError(f"overrode checks of entering phase {event.entering}, which does not come next")
+            return state
         case _:
             assert_never(event)
 
@@ -415,7 +492,7 @@ def _decided(state: State, event: Decided, at: datetime) -> State:
     settled: Settled | Paused = state
     match event.decision:
         case Hold(why=Why.AWAITING_APPROVAL):
-            return _await(settled, at)
+            return _await(settled, at, tuple(r.gate for r in unproven(event.observed.results)))
         case Hold():
             return settled
         case Pause():
@@ -434,14 +511,19 @@ def _decided(state: State, event: Decided, at: datetime) -> State:
     return Moving(settled=settled, decision=event.decision, decision_id=event.decision_id, weights=event.weights_after, since=at)
 
 
-def _await(settled: Settled | Paused, at: datetime) -> State:
+def _await(settled: Settled | Paused, at: datetime, missing: tuple[str, ...]) -> State:
     match settled:
         case AwaitingApproval():
-            return settled
+            if set(missing) <= set(settled.unproven):
+                return settled
+            # People said yes to another step: one with fewer gates unproven.
+            return replace(settled, asked_at=at, votes=(), unproven=missing)
         case Pending():
-            return AwaitingApproval(phase=None, since=at, entering=0, asked_at=at)
+            return AwaitingApproval(phase=None, since=at, entering=0, asked_at=at, unproven=missing)
         case Baking():
-            return AwaitingApproval(phase=settled.phase, since=settled.since, entering=settled.phase + 1, asked_at=at)
+            return AwaitingApproval(
+                phase=settled.phase, since=settled.since, entering=settled.phase + 1, asked_at=at, unproven=missing
+            )
         case Paused():
             raise LogError("asked for approval while paused")
         case _:

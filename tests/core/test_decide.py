@@ -69,8 +69,8 @@ def with_approval(**changes: object) -> Plan:
     return replace(PLAN, phases=(canary, replace(half, approval=approval), full))
 
 
-def waiting(*votes: Vote) -> AwaitingApproval:
-    return AwaitingApproval(phase=0, since=BEGAN, entering=1, asked_at=BEGAN, votes=votes)
+def waiting(*votes: Vote, unproven: tuple[str, ...] = ()) -> AwaitingApproval:
+    return AwaitingApproval(phase=0, since=BEGAN, entering=1, asked_at=BEGAN, votes=votes, unproven=unproven)
 
 
 def vote(actor: str, *, at: datetime = NOW, group: str = "managers") -> Vote:
@@ -163,7 +163,7 @@ def test_people_are_asked_to_accept_an_unproven_step_where_the_plan_says_so() ->
     plan = boxed(OnUnproven.ASK)
     asked = decide(rollout(plan=plan), InStep(), (UNPROVEN,), NOW, may_raise=True)
     assert isinstance(asked, Hold) and asked.why is Why.AWAITING_APPROVAL and "not proven: errors" in asked.text
-    given = decide(rollout(waiting(vote("amir")), plan), InStep(), (UNPROVEN,), NOW, may_raise=True)
+    given = decide(rollout(waiting(vote("amir"), unproven=("errors",)), plan), InStep(), (UNPROVEN,), NOW, may_raise=True)
     assert isinstance(given, Advance) and given.why is Why.ACCEPTED
     proven = decide(rollout(plan=plan), InStep(), PASSED, NOW, may_raise=True)
     assert isinstance(proven, Advance) and proven.why is Why.GATES_PASSED
@@ -173,9 +173,11 @@ def test_a_phases_own_approval_is_not_that_of_the_people_who_are_asked_without_a
     canary, half, full = boxed(OnUnproven.ASK).phases
     devs = Approval(groups=("devs",))
     plan = replace(boxed(OnUnproven.ASK), phases=(canary, replace(half, approval=devs), full))
-    one = decide(rollout(waiting(vote("amir", group="devs")), plan), InStep(), (UNPROVEN,), NOW, may_raise=True)
+    asked = waiting(vote("amir", group="devs"), unproven=("errors",))
+    one = decide(rollout(asked, plan), InStep(), (UNPROVEN,), NOW, may_raise=True)
     assert isinstance(one, Hold) and one.text.startswith("entering half needs 1 more approval from managers")
-    both = decide(rollout(waiting(vote("amir", group="devs"), vote("bea")), plan), InStep(), (UNPROVEN,), NOW, may_raise=True)
+    asked = replace(asked, votes=(*asked.votes, vote("bea")))
+    both = decide(rollout(asked, plan), InStep(), (UNPROVEN,), NOW, may_raise=True)
     assert isinstance(both, Advance) and both.why is Why.ACCEPTED
 
 

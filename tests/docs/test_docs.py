@@ -16,7 +16,7 @@ from controller import settings
 from controller.cli.app import app
 from controller.cli.flags import flags
 from controller.core.decision import Why
-from controller.core.rollout import Abandoned, Applied, Approved, Decided, Opened
+from controller.core.rollout import Abandoned, Applied, Approved, Decided, Opened, Overridden, Rejected
 from controller.spec import RolloutSpec, read
 from router.config import RouterConfig, read_config
 
@@ -127,7 +127,8 @@ def test_every_field_of_a_file_is_in_its_section_of_the_reference(model: type[Ba
 
 
 def test_every_reason_and_every_event_is_in_the_reference() -> None:
-    kinds = {event.__dataclass_fields__["kind"].default for event in (Opened, Decided, Applied, Abandoned, Approved)}
+    events = (Opened, Decided, Applied, Abandoned, Approved, Rejected, Overridden)
+    kinds = {event.__dataclass_fields__["kind"].default for event in events}
     assert (kinds | {why.value for why in Why}) - words("events-and-decisions.md") == set()
 
 

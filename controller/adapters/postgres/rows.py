@@ -15,7 +15,8 @@ from hashlib import sha256
 from typing import Any
 
 from controller.codec import canonical, event_from_json, event_to_json
-from controller.core.rollout import Abandoned, Applied, Approved, Decided, Entry, Event, Opened
+from controller.core.decision import Why
+from controller.core.rollout import Abandoned, Applied, Approved, Decided, Entry, Event, Opened, Overridden, Rejected
 
 GENESIS = "0" * 64
 """`prev_hash` of the first row."""
@@ -136,6 +137,11 @@ def columns(entry: Entry, plan_digest: str, event: str, decided: Mapping[Any, An
             }
         case Abandoned() as a:
             row |= _of_decision(decided) | {"decision_id": a.decision_id, "reason": a.text, "flag_version_after": a.flag_version}
+        case Rejected() as r:
+            row |= {"source": "person", "why": Why.REJECTED.value, "reason": r.reason}
+        case Overridden() as o:
+            said = f"{', '.join(o.checks)} ({o.ticket}: {o.reason})"
+            row |= {"source": "person", "why": Why.OVERRIDDEN.value, "reason": said}
         case Approved() | Opened():
             pass
     # What a person typed may hold characters that a text column refuses; the event keeps it as it was.

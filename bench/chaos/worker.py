@@ -8,6 +8,7 @@ does through `tick`, `commands`, `guard` and `deliver`, as the command line does
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -15,8 +16,6 @@ from datetime import timedelta
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
-
-import structlog
 
 # Imported here so that the fork server has them; the product imports them where it needs them.
 import controller.adapters.postgres
@@ -45,14 +44,15 @@ def work(connection: Connection, environ: Mapping[str, str], prelude: str, log_p
         connection: Orders come as (verb, arguments), answers go as (kind, value): ``ready`` once, then ``done`` or ``refused``.
         environ: Added to the environment, where the product's settings are read from.
         prelude: ``module:function`` that is called first, for faults of the process itself; "" for none.
-        log_path: Takes what the product logs.
+        log_path: Takes everything that it prints.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environ)
     time.tzset()
-    log = open(log_path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, PTH123  # for the life of the process
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(log), processors=_PROCESSORS)
+    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
     if prelude:
         module, _, name = prelude.partition(":")
         getattr(import_module(module), name)()
@@ -61,14 +61,6 @@ def work(connection: Connection, environ: Mapping[str, str], prelude: str, log_p
             time.sleep(_REOPEN_S)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-
-
-_PROCESSORS: list[Any] = [
-    structlog.processors.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso"),
-    structlog.processors.format_exc_info,
-    structlog.processors.JSONRenderer(default=str),
-]
 
 
 def _serve(connection: Connection) -> bool:

@@ -26,7 +26,7 @@ from bench.chaos.fault import Fault, Trial, Violation
 from bench.chaos.invariants import Facts, FlagWrite, Shown, Told, check
 from bench.chaos.process import Died, Refused, Unanswered, Worker
 from bench.chaos.stage import DATABASE, SCRAPE, Stage
-from bench.chaos.target import ENVIRONMENT, Truth
+from bench.chaos.target import ENVIRONMENT, Flow, Truth
 from controller.adapters.postgres import PostgresAudit, app_url, reader_url
 from controller.adapters.postgres.chain import verify
 from controller.adapters.postgres.connect import connect
@@ -58,6 +58,7 @@ class World:
         self.bad: set[str] = set()
         self.strangers: set[str] = set()
         self.rollouts: list[str] = []
+        self.flows: dict[str, Flow] = {}
         self.notes: list[str] = []
         self.passed: set[str] = set()
         self._begun_s = time.monotonic()
@@ -77,8 +78,6 @@ class World:
             self.prometheus_url = self.stage.prometheus.url
             self.slack = self.stack.enter_context(self.stage.slack())
             self.slack_url = self.slack.api_url
-            self.flow = self.stage.target.flow(self.name)
-            self.stack.callback(self.stage.target.drop, self.name)
             self.stack.callback(self._end_workers)
         except BaseException:
             self.stack.close()
@@ -133,6 +132,9 @@ class World:
     def plan(self, *, every: timedelta = timedelta(seconds=1), flag: str = "") -> Plan:
         """Three live phases without bake; the first raise needs no evidence, the others about two seconds of traffic."""
         flag = flag or self.name
+        if flag not in self.flows:
+            self.flows[flag] = self.stage.target.flow(flag)
+            self.stack.callback(self.stage.target.drop, flag)
         return Plan(
             name=f"chaos-{flag}",
             environment=ENVIRONMENT,
@@ -160,11 +162,14 @@ class World:
         return rollout_id
 
     def turn(self, truth: Truth, *rollouts: str) -> None:
-        """What the candidate is like from now on; waits until Prometheus has seen it."""
-        self.flow.truth = truth
-        self.note(f"the candidate is {truth}")
+        """What the candidate of these rollouts (of all) is like from now on; waits until Prometheus has seen it."""
+        chosen = rollouts or tuple(self.rollouts)
+        for flag, flow in self.flows.items():
+            if any(i.startswith(f"chaos-{flag}-") for i in chosen):
+                flow.truth = truth
+        self.note(f"the candidate of {', '.join(chosen)} is {truth}")
         if truth is not Truth.GOOD:
-            self.bad.update(rollouts or self.rollouts)
+            self.bad.update(chosen)
         time.sleep(2 * SCRAPE.total_seconds())
 
     def rollout(self, rollout_id: str) -> Rollout:
@@ -199,13 +204,14 @@ class World:
                 return False
         return not self.sql("SELECT 1 FROM penstock.outbox WHERE delivered_at IS NULL AND NOT refused LIMIT 1")
 
-    def recover(self, worker: Worker | None = None, *, check_gates: bool = True) -> float:
+    def recover(self, worker: Worker | None = None, *, check_gates: bool = True, force: bool = True) -> float:
         """
         Let a controller go on until everything is settled.
 
         Args:
             worker: Who; by default all others are ended and a new one is started.
             check_gates: Gate checks too, not only the guard.
+            force: Gate checks although none is due.
 
         Returns:
             Seconds that it took; infinite if it did not happen within twice the fault's limit.
@@ -219,7 +225,7 @@ class World:
             try:
                 for rollout_id in self.rollouts:
                     if check_gates and time.monotonic() >= next_check_s:
-                        self.look(worker, rollout_id, may_raise=True)
+                        self.look(worker, rollout_id, may_raise=True, force=force)
                     self.look(worker, rollout_id, may_raise=False)
                 next_check_s = max(next_check_s, time.monotonic() + CHECK_S)
                 self.lapse()

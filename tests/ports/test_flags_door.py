@@ -14,6 +14,7 @@ from httpx_sse import ServerSentEvent, aconnect_sse
 from sqlalchemy import Engine
 from starlette.applications import Starlette
 
+from bench.cutting import CuttingProxy
 from controller.adapters.postgres import PostgresFlags, PostgresFlagSource, app_url, open_engine
 from controller.adapters.postgres.connect import connect
 from controller.console import flags_door, flags_hub
@@ -22,7 +23,6 @@ from controller.console.flags_hub import FlagHub, LocalSource
 from controller.ports import UnknownFlag
 from flagspec import RouteFlag, Snapshot, Variant, flag_from_json
 from tests.ports.events import change
-from tests.ports.faults import CuttingProxy
 
 FLAG = RouteFlag(
     environment="production",

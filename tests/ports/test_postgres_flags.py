@@ -9,12 +9,12 @@ import psycopg
 import pytest
 from sqlalchemy import Engine
 
+from bench.cutting import CuttingProxy
 from controller.adapters.postgres import PostgresFlags, PostgresFlagSource, reader_url
 from controller.adapters.postgres.connect import app_url, connect
 from controller.ports import FlagConflict, FlagKilled, FlagUnavailable
 from flagspec import Snapshot, assign
 from tests.ports.events import change
-from tests.ports.faults import CuttingProxy
 
 pytestmark = pytest.mark.services
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine, text
 
+from bench.cutting import CuttingProxy
 from controller.adapters.postgres import PostgresAudit, PostgresFlags, open_engine, reader_url
 from controller.adapters.postgres.chain import verify
 from controller.adapters.postgres.connect import connect
 from controller.adapters.postgres.tables import CHAIN_LOCK
 from controller.ports import AuditUnavailable, FlagUnavailable
 from tests.ports.events import change, hold, notice, opened
-from tests.ports.faults import CuttingProxy
 
 pytestmark = pytest.mark.services
 

@@ -1,4 +1,8 @@
-"""A proxy in front of Postgres that cuts the line where a test says so."""
+"""
+A proxy in front of Postgres that cuts the line where a test says so.
+
+Its one rule: it looks for the word COMMIT and understands nothing else of the protocol.
+"""
 
 import contextlib
 import socket

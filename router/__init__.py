@@ -3,13 +3,18 @@ The data plane: an OpenAI-compatible model router that obeys flags.
 
 One request passes in this direction, and nothing calls back:
 
-    app        HTTP: bytes to a ChatRequest, a Reply to bytes
-    engine     a request through its attempts: fallbacks, shadow copies, metrics
-    selection  pure: route, unit, flag -> the models to try
-    drills     which requests are synthetic failures, and who may send them
-    attempt    one upstream call: its outcome, tokens and times
+    app          HTTP: bytes to a Request, a Reply to bytes
+    engine       a request through its attempts: plan, fallbacks
+    selection    pure: route, unit, flag -> the models to try
+    caps         pure: what a request brings and asks for, and whether a model can take it
+    drills       which requests are synthetic failures, and who may send them
+    mirror       copies to the candidate, whose answers nobody sees
+    caller       one attempt, from the gate before its model to its place in the books
+    admission    that gate: breaker and limits (both pure), and who waits
+    attempt      the call itself: its outcome, tokens and times
     connections  to the providers, kept open between calls
-    sse, usage, errors, metrics, flags, config, logs: what these stand on
+    booking      the books of each attempt
+    request, outcome, sse, usage, errors, metrics, flags, config, logs: what these stand on
 
 Its one rule: no database, no Prefect, nothing of the controller. Whatever happens to the control plane, requests are answered.
 """

@@ -73,24 +73,31 @@ class Completed:
     text_bytes: int
 
 
-async def complete(connections: Connections, target: Target, body: bytes, headers: Mapping[str, str]) -> Completed | Failed:
+async def complete(
+    connections: Connections, target: Target, body: bytes, headers: Mapping[str, str], limit_s: float
+) -> Completed | Failed:
     """
     Args:
         body: The request, as JSON.
         headers: Of this call, beside the target's own.
+        limit_s: Of the whole call.
     """
     try:
-        async with await _post(connections, target, body, headers, target.request_s) as response:
+        async with await _post(connections, target, body, headers, limit_s) as response:
             if response.status != 200:
                 return await _refused(response)
             return _judge(await _read(response, ANSWER_MAX), target.model)
     except Exception as exc:
-        return _broken(exc, f"no answer within {target.request_s:g}s")
+        return _broken(exc, f"no answer within {limit_s:.3g}s")
 
 
 class Stream:
     """
     A streaming attempt. `open` it, iterate it to the end (or stop), `close` it in any case.
+
+    Args:
+        limit_s, first_s: Of the whole stream, and of the wait for its first content token.
+        usage_wanted: The client has asked for the usage as well.
 
     Attributes:
         head: After `open`: the bytes up to and including the first content token, ready for the client.
@@ -101,13 +108,22 @@ class Stream:
     """
 
     __slots__ = (
-        "_body", "_chunks", "_connections", "_done", "_headers", "_open_choices", "_response", "_splitter", "_started", "_target",
+        "_body", "_chunks", "_connections", "_done", "_first_s", "_headers", "_limit_s", "_open_choices", "_response", "_splitter", "_started", "_target",
         "_usage_wanted", "failure", "finished", "head", "text_bytes", "tokens",
     )  # fmt: skip
 
     def __init__(
-        self, connections: Connections, target: Target, body: bytes, headers: Mapping[str, str], usage_wanted: bool
+        self,
+        connections: Connections,
+        target: Target,
+        body: bytes,
+        headers: Mapping[str, str],
+        *,
+        limit_s: float,
+        first_s: float,
+        usage_wanted: bool,
     ) -> None:
+        self._limit_s, self._first_s = limit_s, first_s
         self._connections, self._target, self._body, self._headers = connections, target, body, headers
         self._usage_wanted = usage_wanted
         self._splitter = SseSplitter()
@@ -125,10 +141,10 @@ class Stream:
     async def open(self) -> Failed | None:
         """Connects and reads up to the first content token. Nothing may go to the client before this returns None."""
         try:
-            async with asyncio.timeout(self._target.first_token_s):
+            async with asyncio.timeout(self._first_s):
                 failed = await self._until_first_token()
         except Exception as exc:
-            failed = _broken(exc, f"no first token within {self._target.first_token_s or self._target.stream_s:g}s")
+            failed = _broken(exc, f"no first token within {min(self._first_s, self._limit_s):.3g}s")
         if failed is not None:
             self.failure = failed
             self.close()
@@ -145,7 +161,7 @@ class Stream:
                 if out := self._feed(chunk):
                     yield out
         except Exception as exc:
-            self.failure = _broken(exc, f"stream not finished within {self._target.stream_s:g}s")
+            self.failure = _broken(exc, f"stream not finished within {self._limit_s:.3g}s")
         self.failure = self.failure or self._unfinished()
         if self.failure is None:
             self.finished = True
@@ -160,7 +176,7 @@ class Stream:
                 self._response.close()
 
     async def _until_first_token(self) -> Failed | None:
-        response = await _post(self._connections, self._target, self._body, self._headers, self._target.stream_s)
+        response = await _post(self._connections, self._target, self._body, self._headers, self._limit_s)
         self._response = response
         if response.status != 200:
             return await _refused(response)

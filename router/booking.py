@@ -68,7 +68,7 @@ class Attempt:
         assigned: The model that the plan put first; False for a fallback.
 
     Attributes:
-        permit: Leave to call the model, closed with the attempt; None for a mirrored copy, which no gate stands before.
+        permit: Leave to call the model, closed with the attempt.
         own_key: The call was made with the router's key and not with the client's.
         whole_time: The call had all of the model's own timeout.
     """
@@ -88,6 +88,10 @@ class Attempt:
         self.permit: Permit | None = None
         self.own_key = self.whole_time = True
 
+    def sent(self) -> None:
+        """Its turn has come: what it waited in line is not the model's time."""
+        self._started = time.perf_counter()
+
     def first_token(self) -> None:
         if self.permit is not None:
             self.permit.promising()
@@ -95,13 +99,14 @@ class Attempt:
             self._series.ttft.observe(time.perf_counter() - self._started)
 
     def completed(self, tokens: Tokens | None, text_bytes: int) -> None:
-        self._release("good")
-        self._end("ok", tokens or estimated(self._request_bytes, text_bytes))
+        tokens = tokens or estimated(self._request_bytes, text_bytes)
+        self._release("good", tokens)
+        self._end("ok", tokens)
 
     def failed(self, failed: Failed, tokens: Tokens | None = None, text_bytes: int = 0) -> None:
         if tokens is None and text_bytes:
             tokens = estimated(self._request_bytes, text_bytes)
-        self._release(verdict_of(failed, own_key=self.own_key, whole_time=self.whole_time))
+        self._release(verdict_of(failed, own_key=self.own_key, whole_time=self.whole_time), tokens)
         self._end(failed.outcome, tokens)
 
     def over(self) -> None:
@@ -110,9 +115,10 @@ class Attempt:
         self._release("unclear")
 
     def cancelled(self, tokens: Tokens | None = None, text_bytes: int = 0) -> None:
-        self._release("unclear")
         # The provider was at work on the input, and bills it, whether or not anybody waits for the end.
-        self._end("cancelled", tokens or estimated(self._request_bytes, text_bytes))
+        tokens = tokens or estimated(self._request_bytes, text_bytes)
+        self._release("unclear", tokens)
+        self._end("cancelled", tokens)
 
     def never_sent(self, failed: Failed) -> Failed:
         """An attempt that no provider saw: the arm's outcome, but nobody's upstream attempt, and no fallback's either."""
@@ -125,9 +131,9 @@ class Attempt:
         key = self._key
         return self._ledger.metrics.arm(key.route, key.flag, key.arm, key.model, key.streaming)
 
-    def _release(self, verdict: Verdict) -> None:
+    def _release(self, verdict: Verdict, tokens: Tokens | None = None) -> None:
         if self.permit is not None:
-            self.permit.close(verdict)
+            self.permit.close(verdict, None if tokens is None else tokens.input + tokens.output)
 
     def _end(self, outcome: Outcome, tokens: Tokens | None) -> None:
         took_s = time.perf_counter() - self._started if self._took_s is None else self._took_s

@@ -2,7 +2,7 @@
 ``router.yaml``: what it may say, and what of it contradicts itself.
 
 Its one rule: every name that is used is defined, so that nothing is found missing by a user's request. Fields whose feature is
-not built yet (limits, caps, budgets, redact) are validated and kept; `not_in_force` names those a file sets.
+not built yet (budgets, redact) are validated and kept; `not_in_force` names those a file sets.
 """
 
 import re
@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from specfile import Inconsistent, Loc, Money, PositiveDuration, Ratio, parse
 
@@ -77,10 +77,36 @@ class Timeout(_Spec):
     first_token: PositiveDuration | None = None
 
 
+class Deadline(_Spec):
+    """
+    Limits of a whole request, all its attempts together; by default twice the longest timeout among its models.
+
+    Args:
+        request: Of a JSON answer.
+        stream: Of a stream, up to its last event.
+    """
+
+    request: PositiveDuration | None = None
+    stream: PositiveDuration | None = None
+
+
 class Limits(_Spec):
+    """
+    How much of a model may be used.
+
+    Args:
+        requests_per_s: Calls a second; one second's worth of them may come at once.
+        concurrency: Calls under way at once.
+        tokens_per_min: Tokens in and out; the input is charged before the call, the output after it.
+        queue: How many requests may wait for their turn.
+        max_wait: How long one may wait.
+    """
+
     requests_per_s: PositiveFloat | None = None
     concurrency: PositiveInt | None = None
     tokens_per_min: PositiveInt | None = None
+    queue: NonNegativeInt = 100
+    max_wait: PositiveDuration = timedelta(seconds=2)
 
 
 class Price(_Spec):
@@ -115,6 +141,9 @@ class Model(_Spec):
     Args:
         name: What clients, routes and flags call it.
         upstream_name: What its provider calls it, where that differs.
+        context_tokens: What goes into it, question and answer together; a longer request is not sent to it.
+        max_output_tokens: Its longest answer; a client's larger limit is lowered to it.
+        output_field: The only name it knows for that limit; by default the one that the client uses.
     """
 
     name: Name
@@ -123,6 +152,7 @@ class Model(_Spec):
     timeout: Timeout = Timeout()
     context_tokens: PositiveInt | None = None
     max_output_tokens: PositiveInt | None = None
+    output_field: Literal["max_tokens", "max_completion_tokens"] | None = None
     limits: Limits | None = None
     price: Price | None = None
     breaker: Breaker | None = None
@@ -201,6 +231,15 @@ class Drills(_Spec):
 
 
 class Caps(_Spec):
+    """
+    What one request may use, whoever sends it.
+
+    Args:
+        input_tokens: Estimated; a longer request is refused.
+        output_tokens: The longest answer; a client's larger limit is lowered, and where it set none this one is.
+        cost_per_request: Estimated for the input; the answer is limited to what is left of it.
+    """
+
     input_tokens: PositiveInt | None = None
     output_tokens: PositiveInt | None = None
     cost_per_request: Money | None = None
@@ -229,6 +268,7 @@ class RouterConfig(_Spec):
     providers: Annotated[list[Provider], Field(min_length=1)]
     models: Annotated[list[Model], Field(min_length=1)]
     routes: list[Route] = []
+    deadline: Deadline = Deadline()
     shadow: Shadow = Shadow()
     drills: Drills | None = None
     max_body_bytes: PositiveInt = 32 * 1024 * 1024
@@ -248,8 +288,7 @@ class RouterConfig(_Spec):
     @property
     def not_in_force(self) -> list[str]:
         """Fields of this file that are kept for a feature this version does not have."""
-        top = [name for name in ("caps", "budgets", "redact") if getattr(self, name)]
-        return top + (["models.*.limits"] if any(m.limits for m in self.models) else [])
+        return [name for name in ("budgets", "redact") if getattr(self, name)]
 
 
 def read_config(path: Path) -> RouterConfig:

@@ -1,7 +1,7 @@
 """
 A request through its attempts: plan, try, fall back, mirror, book.
 
-    Engine.chat(ChatRequest) -> Reply     what HTTP, and later a client object in the application's own process, call
+    Engine.answer(Request) -> Reply     what HTTP, and later a client object in the application's own process, call
 
 Its one rule: a fallback may only happen before the client has seen anything. After the first content token the only honest
 endings are a whole answer or an error.
@@ -9,75 +9,32 @@ endings are a whole answer or an error.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
-
-import orjson
 
 from flagspec import RouteFlag
 from router.admission import Admission
-from router.attempt import Stream, Target, complete
+from router.attempt import Target
 from router.booking import Attempt, Ledger, Refusal, RequestKey
+from router.caller import Caller, Slice
+from router.caps import Card, Fit, fit
 from router.config import RouterConfig
 from router.connections import Connections
-from router.errors import ApiError, model_not_found
+from router.errors import ApiError, input_too_long, model_not_found, nobody_answered
 from router.flags import FlagTable, track
+from router.limits import share_s
 from router.logs import get_logger
 from router.metrics import RouterMetrics
+from router.mirror import Mirror
 from router.outcome import Failed
-from router.selection import NoDrill, Plan, Selector, Step, payload, unit_of
+from router.request import Reply, Request
+from router.selection import NoDrill, Plan, Selector, Step, unit_of
 
 log = get_logger()
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
-    """
-    One request, already checked for its types.
-
-    Args:
-        body: As the client sent it; never changed.
-        size: Of the body as sent, in bytes.
-        stream: Whether the client asked for events.
-        request_id: Goes upstream as ``x-request-id``.
-        unit_header: The header ``x-penstock-unit``.
-        authorization: The header of that name.
-        drill: A synthetic request: the candidate fails without being asked.
-    """
-
-    body: Mapping[str, Any]
-    size: int
-    stream: bool
-    request_id: str
-    unit_header: str | None = None
-    authorization: str | None = None
-    drill: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """
-    What the client gets: `body`, or `events` when it asked for a stream and one began, or `error`.
-
-    Args:
-        model: Who answered; "" if nobody did.
-        arm: Whose result this request is.
-        fallback: True when another than the assigned model answered.
-        events: Must be closed (``aclosing``), read to the end or not.
-        drill: It answers a drill that took place.
-    """
-
-    status: int
-    model: str
-    arm: str
-    fallback: bool
-    body: bytes = b""
-    events: AsyncGenerator[bytes, None] | None = None
-    error: ApiError | None = None
-    drill: bool = False
+SHORTEST_S = 0.05
+"""Less time than this is not worth a call: the connection alone may take as long."""
 
 
 class Engine:
@@ -86,7 +43,7 @@ class Engine:
         targets: Where each model of the configuration is served.
         connections: To the providers; the caller opens and closes them.
         now: Aware time, for leases.
-        clock: Seconds that never run backwards, for breakers.
+        clock: Seconds that never run backwards, for breakers, limits and deadlines.
     """
 
     def __init__(
@@ -101,16 +58,23 @@ class Engine:
     ) -> None:
         self.selector = Selector(config)
         self.ledger = Ledger(config, metrics)
-        self._admission = Admission(config, metrics, clock)
+        admission = Admission(config, metrics, clock)
         self._config = config
-        self._targets = targets
-        self._connections = connections
+        self._cards = {m.name: Card.of(m) for m in config.models}
+        self._caller = Caller(targets, connections, admission, self.ledger)
+        self._mirror = Mirror(config.shadow, self._caller, admission, self.ledger, metrics)
         self._flags = flags
         self._metrics = metrics
         self._now = now
-        self._copies: set[asyncio.Task[None]] = set()
+        self._clock = clock
+        cost = config.caps.cost_per_request if config.caps is not None else None
+        self._budget_usd = None if cost is None else float(cost.amount)
 
-    async def chat(self, request: ChatRequest) -> Reply:
+    async def answer(self, request: Request) -> Reply:
+        caps = self._config.caps
+        if caps is not None and caps.input_tokens is not None and request.weight.input > caps.input_tokens:
+            self._metrics.capped("input", "refused")
+            return _unplanned(input_too_long(request.weight.input, caps.input_tokens))
         model = request.body["model"]
         if request.drill:
             return await self._drill(model, request)
@@ -120,7 +84,7 @@ class Engine:
         if plan.mirror is None:
             return await self._attempts(plan, request)
         answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._mirror(plan, plan.mirror, request, answered)
+        self._mirror.send(plan, plan.mirror, self._fit(plan.mirror, request), request, answered)
         try:
             reply = await self._attempts(plan, request)
             answered.set_result(reply.status == 200)
@@ -131,11 +95,7 @@ class Engine:
 
     async def close(self) -> None:
         """Lets copies under way finish for as long as the configuration says, then drops them."""
-        if self._copies:
-            _, late = await asyncio.wait(self._copies, timeout=self._config.shadow.drain.total_seconds())
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        await self._mirror.close()
 
     def flags_changed(self, changed: list[RouteFlag]) -> None:
         """Creates the series of flags that were not seen before, and says which of their models do not exist here."""
@@ -145,10 +105,10 @@ class Engine:
                 if route.flag == flag.key:
                     self._metrics.prime_flag(route.name, flag, route.others)
                     for side in (flag.control, flag.candidate):
-                        if side.model not in self._targets:
+                        if side.model not in self._caller.targets:
                             log.error("flag_model_unknown", flag=flag.key, route=route.name, model=side.model)
 
-    async def _drill(self, model: str, request: ChatRequest) -> Reply:
+    async def _drill(self, model: str, request: Request) -> Reply:
         """The same attempts as for a user whose candidate has failed; see `_try` for the one that is left out."""
         route = self.selector.route_for(model)
         plan = self.selector.drill(model, self._flags.get(route.flag) if route is not None and route.flag else None, self._now())
@@ -160,7 +120,7 @@ class Engine:
             case Plan():
                 return replace(await self._attempts(plan, request), drill=True)
 
-    def _plan(self, model: str, request: ChatRequest) -> Plan | None:
+    def _plan(self, model: str, request: Request) -> Plan | None:
         route = self.selector.route_for(model)
         flag = self._flags.get(route.flag) if route is not None and route.flag else None
         unit = None
@@ -173,20 +133,25 @@ class Engine:
             self._metrics.unit_missing(plan.flag)
         return plan
 
-    async def _attempts(self, plan: Plan, request: ChatRequest) -> Reply:
+    async def _attempts(self, plan: Plan, request: Request) -> Reply:
         first = plan.steps[0].model
         key = RequestKey(route=plan.route, flag=plan.flag, arm=plan.arm, model=first, streaming=request.stream, drill=plan.drill)
+        fits = [self._fit(step, request) for step in plan.steps]
+        if all(isinstance(each, Failed) and each.unasked in ("unfit", "cost") for each in fits):
+            return self._unfit(key, plan, fits, request)
+        until = self._clock() + self._deadline_s(plan, request)
         failures: list[tuple[str, Failed]] = []
         with Refusal() as refusal:
-            for i, step in enumerate(plan.steps):
+            for i, (step, fitted) in enumerate(zip(plan.steps, fits, strict=True)):
                 if step.forced and any(model == step.model and not failed.unasked for model, failed in failures):
                     continue
                 attempt = self.ledger.begin(key, step.model, request.size, assigned=i == 0)
-                reply = await self._try(request, step, attempt, key)
+                left_s = until - self._clock()
+                reply = await self._try(request, step, fitted, attempt, key, left_s, len(plan.steps) - 1 - i)
                 if isinstance(reply, Reply):
                     refusal.blame(candidate=True)
                     return reply
-                if reply.outcome == "client_error":
+                if reply.outcome == "client_error" and not reply.unasked:
                     if i > 0 or not plan.refusal_checked:
                         attempt.failed(reply)
                         return _refused(attempt, reply, key)
@@ -205,159 +170,56 @@ class Engine:
                     drill=plan.drill,
                 )
         self.ledger.unavailable(key)
-        error = _nobody(failures)
+        error = nobody_answered(failures)
         return Reply(status=error.status, model="", arm=plan.arm, fallback=len(failures) > 1, error=error)
 
-    async def _try(self, request: ChatRequest, step: Step, attempt: Attempt, key: RequestKey) -> Reply | Failed:
-        """
-        One attempt.
-
-        Returns:
-            Booked, but for two cases: a stream, which its events book at their end, and a refusal (``client_error``), which the
-            caller books, since whose fault it is shows only in what others say to the same request.
-        """
+    async def _try(
+        self, request: Request, step: Step, fitted: Fit | Failed, attempt: Attempt, key: RequestKey, left_s: float, after: int
+    ) -> Reply | Failed:
+        """`Caller.call`, unless there is a reason not to call; that is booked as well."""
         if key.drill and attempt.assigned:
             return attempt.never_sent(_DRILLED)
-        target = self._targets.get(step.model)
-        if target is None:
-            return attempt.never_sent(_unknown(step))
-        if key.arm != "shadow":
-            # A copy neither asks a breaker nor feeds it: whatever becomes of it, no user notices.
-            permit = self._admission.enter(step.model, forced=step.forced)
-            if isinstance(permit, Failed):
-                return attempt.never_sent(permit)
-            attempt.permit = permit
-        attempt.own_key = not target.forward_authorization
-        call = self._stream if request.stream else self._json
-        return await call(request, step, target, attempt, key)
+        if isinstance(fitted, Failed):
+            return attempt.never_sent(fitted)
+        if left_s < SHORTEST_S:
+            return attempt.never_sent(_NO_TIME)
+        if fitted.lowered is not None:
+            self._metrics.capped(fitted.lowered, "lowered")
+        target = self._caller.targets[step.model]
+        time = Slice.of(target, stream=request.stream, left_s=left_s, share_s=share_s(left_s, after))
+        return await self._caller.call(request, step, fitted, attempt, key, time)
 
-    async def _json(self, request: ChatRequest, step: Step, target: Target, attempt: Attempt, key: RequestKey) -> Reply | Failed:
-        body = orjson.dumps(payload(request.body, step, target.upstream_name))
-        try:
-            result = await complete(self._connections, target, body, _headers(target, request))
-        except asyncio.CancelledError:
-            attempt.cancelled()
-            raise
-        if isinstance(result, Failed):
-            return _booked(attempt, _judged(result, target, request))
-        attempt.completed(result.tokens, result.text_bytes)
-        return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, body=result.body)
+    def _fit(self, step: Step, request: Request) -> Fit | Failed:
+        card = self._cards.get(step.model)
+        if card is None:
+            return Failed(outcome="error", detail=f"model {step.model!r} is not in this router's configuration")
+        return fit(request.weight, card, self._config.caps, self._budget_usd)
 
-    async def _stream(
-        self, request: ChatRequest, step: Step, target: Target, attempt: Attempt, key: RequestKey
-    ) -> Reply | Failed:
-        stream = self._open(request, step, target)
-        try:
-            failed = await stream.open()
-        except BaseException:
-            attempt.cancelled()
-            stream.close()
-            raise
-        if failed is not None:
-            return _booked(attempt, _judged(failed, target, request))
-        attempt.first_token()
-        events = self._events(stream, attempt, key, request)
-        return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, events=events)
+    def _unfit(self, key: RequestKey, plan: Plan, fits: list[Fit | Failed], request: Request) -> Reply:
+        """Nobody can take it, and the request itself is why: no model's fault, and no call was made."""
+        failures = [(step.model, each) for step, each in zip(plan.steps, fits, strict=True) if isinstance(each, Failed)]
+        if any(failed.unasked == "cost" for _, failed in failures):
+            self._metrics.capped("cost", "refused")
+        attempt = self.ledger.begin(key, plan.steps[0].model, request.size, assigned=True)
+        attempt.never_sent(replace(failures[0][1], outcome="client_error"))
+        error = nobody_answered(failures)
+        return Reply(status=error.status, model="", arm=plan.arm, fallback=False, error=error)
 
-    async def _events(
-        self, stream: Stream, attempt: Attempt, key: RequestKey, request: ChatRequest
-    ) -> AsyncGenerator[bytes, None]:
-        """The stream to the client; however it ends, it is booked once and its connection is dealt with."""
-        ended = False
-        try:
-            yield stream.head
-            async for chunk in stream:
-                if stream.finished:
-                    # Booked before the client can know: who has read the last byte finds the request in the metrics.
-                    ended = True
-                    attempt.completed(stream.tokens, stream.text_bytes)
-                yield chunk
-            if stream.failure is not None:
-                ended = True
-                attempt.failed(stream.failure, stream.tokens, stream.text_bytes)
-                self.ledger.unavailable(key)
-                log.warning(
-                    "stream_broken",
-                    request_id=request.request_id,
-                    route=key.route,
-                    arm=key.arm,
-                    model=attempt.model,
-                    outcome=stream.failure.outcome,
-                    detail=stream.failure.detail,
-                )
-                yield _broken_off(attempt.model, stream.failure).event()
-        finally:
-            if not ended:
-                attempt.cancelled(stream.tokens, stream.text_bytes)
-            stream.close()
-
-    def _open(self, request: ChatRequest, step: Step, target: Target) -> Stream:
-        fields = payload(request.body, step, target.upstream_name)
-        asked = request.body.get("stream_options")
-        options = asked if isinstance(asked, dict) else {}
-        wanted = bool(options.get("include_usage"))
-        fields["stream"] = True
-        fields["stream_options"] = {**options, "include_usage": True}
-        return Stream(self._connections, target, orjson.dumps(fields), _headers(target, request), wanted)
-
-    def _mirror(self, plan: Plan, step: Step, request: ChatRequest, answered: "asyncio.Future[bool]") -> None:
-        if len(self._copies) >= self._config.shadow.concurrency:
-            self._metrics.shadow(plan.route, plan.flag, step.model, "skipped_concurrency")
-            return
-        task = asyncio.get_running_loop().create_task(self._copy(plan, step, request, answered), name="shadow")
-        self._copies.add(task)
-        task.add_done_callback(self._copies.discard)
-
-    async def _copy(self, plan: Plan, step: Step, request: ChatRequest, answered: "asyncio.Future[bool]") -> None:
-        """A mirrored request: the same calls, read to the end for time, tokens and price, and shown to nobody."""
-        key = RequestKey(route=plan.route, flag=plan.flag, arm="shadow", model=step.model, streaming=request.stream)
-        attempt = self.ledger.begin(key, step.model, request.size, assigned=True)
-        ok = False
-        try:
-            with Refusal() as refusal:
-                reply = await self._try(request, step, attempt, key)
-                if isinstance(reply, Failed) and reply.outcome == "client_error":
-                    refusal.hold(attempt, reply)
-                    await asyncio.wait([answered], timeout=self._patience_s(step, request))
-                    refusal.blame(candidate=answered.done() and answered.result())
-            if isinstance(reply, Reply) and reply.events is not None:
-                async with aclosing(reply.events) as events:
-                    async for _ in events:
-                        pass
-            ok = attempt.outcome == "ok"
-        except Exception as exc:
-            log.error("shadow_bug", request_id=request.request_id, model=step.model, error=type(exc).__name__)
-        finally:
-            self._metrics.shadow(plan.route, plan.flag, step.model, "mirrored" if ok else "failed")
-
-    def _patience_s(self, step: Step, request: ChatRequest) -> float:
-        """How long a refused copy waits for the user's own answer: as long as it might have taken to answer itself."""
-        target = self._targets[step.model]
-        return target.stream_s if request.stream else target.request_s
+    def _deadline_s(self, plan: Plan, request: Request) -> float:
+        spec = self._config.deadline.stream if request.stream else self._config.deadline.request
+        if spec is not None:
+            return spec.total_seconds()
+        targets = [self._caller.targets[step.model] for step in plan.steps if step.model in self._caller.targets]
+        # Half of it is kept for those after the first (`share_s`): so the first has all of its own.
+        return 2 * max((t.stream_s if request.stream else t.request_s for t in targets), default=0.0)
 
 
 _DRILLED = Failed(outcome="error", detail="failed on purpose, as a drill asked; it was not called")
+_NO_TIME = Failed(outcome="timeout", detail="no time was left for it", unasked="deadline")
 
 
 def _unplanned(error: ApiError) -> Reply:
     return Reply(status=error.status, model="", arm="", fallback=False, error=error)
-
-
-def _judged(failed: Failed, target: Target, request: ChatRequest) -> Failed:
-    """
-    A drill's own key that a provider refuses says nothing of the fallback: users come with keys of theirs. It is the drill's own fault, and
-    counts neither way.
-    """
-    if request.drill and target.forward_authorization and failed.status in (401, 403):
-        detail = f"{failed.detail}; {target.provider} wants a key of the sender's in the header authorization"
-        return replace(failed, outcome="client_error", detail=detail)
-    return failed
-
-
-def _booked(attempt: Attempt, failed: Failed) -> Failed:
-    if failed.outcome != "client_error":
-        attempt.failed(failed)
-    return failed
 
 
 def _refused(attempt: Attempt, refused: Failed, key: RequestKey) -> Reply:
@@ -368,39 +230,3 @@ def _refused(attempt: Attempt, refused: Failed, key: RequestKey) -> Reply:
         error = ApiError(status=status, message=f"The provider refused the request ({refused.detail}).")
     fallback = not attempt.assigned
     return Reply(status=status, model=attempt.model, arm=key.arm, fallback=fallback, body=refused.body or b"", error=error)
-
-
-def _headers(target: Target, request: ChatRequest) -> dict[str, str]:
-    headers = {"x-request-id": request.request_id}
-    if target.forward_authorization and request.authorization:
-        headers["Authorization"] = request.authorization
-    return headers
-
-
-def _unknown(step: Step) -> Failed:
-    return Failed(outcome="error", detail=f"model {step.model!r} is not in this router's configuration")
-
-
-def _nobody(failures: list[tuple[str, Failed]]) -> ApiError:
-    """The answer when every attempt failed: the kind of the last failure, and who was tried."""
-    # Who was asked says more about what is wrong than who was not.
-    asked = [failed for _, failed in failures if not failed.unasked]
-    last = asked[-1] if asked else min((failed for _, failed in failures), key=lambda f: int(f.retry_after or 0))
-    tried = "; ".join(f"{model}: {failed.detail}" for model, failed in failures)
-    message = f"No model answered ({tried})."
-    match last.outcome:
-        case _ if last.unasked == "breaker":
-            return ApiError(status=503, message=message, type="server_error", code="breaker_open", retry_after=last.retry_after)
-        case "timeout":
-            return ApiError(status=504, message=message, type="timeout_error", code="timeout", retryable=False)
-        case "rate_limited":
-            return ApiError(
-                status=429, message=message, type="rate_limit_error", code="rate_limit_exceeded", retry_after=last.retry_after
-            )
-        case _:
-            return ApiError(status=502, message=message, type="server_error", code="upstream_error", retryable=False)
-
-
-def _broken_off(model: str, failed: Failed) -> ApiError:
-    message = f"The answer of {model} broke off: {failed.detail}."
-    return ApiError(status=502, message=message, type="server_error", code=f"stream_{failed.outcome}")

@@ -4,9 +4,12 @@ Errors as OpenAI's clients expect them: ``{"error": {"message", "type", "param",
 Its one rule: a client learns what it can do about it, and nothing of keys, prompts or tracebacks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
+
+from router.outcome import Failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,3 +58,47 @@ def wrong_type(param: str, expected: str) -> ApiError:
 def missing(param: str) -> ApiError:
     message = f"Missing required parameter: '{param}'."
     return ApiError(status=400, message=message, param=param, code="missing_required_parameter")
+
+
+def input_too_long(tokens: int, limit: int) -> ApiError:
+    message = f"The request has about {tokens} tokens of input; this router takes {limit}."
+    return ApiError(status=400, message=message, param="messages", code="input_tokens_exceeded", retryable=False)
+
+
+def nobody_answered(failures: Sequence[tuple[str, Failed]]) -> ApiError:
+    """
+    The answer when every attempt failed: what kind of failure it was, and who was tried.
+
+    Args:
+        failures: Model and failure, in the order of the attempts; at least one.
+    """
+    message = f"No model answered ({'; '.join(f'{model}: {failed.detail}' for model, failed in failures)})."
+    # Who was asked says more about what is wrong than who was not.
+    asked = [failed for _, failed in failures if not failed.unasked]
+    last = asked[-1] if asked else max((failed for _, failed in failures), key=_promise)
+    match last:
+        case Failed(unasked="unfit"):
+            return ApiError(status=400, message=message, param="messages", code="context_length_exceeded", retryable=False)
+        case Failed(unasked="cost"):
+            return ApiError(status=400, message=message, code="cost_limit_exceeded", retryable=False)
+        case Failed(unasked="breaker"):
+            return ApiError(status=503, message=message, type="server_error", code="breaker_open", retry_after=last.retry_after)
+        case Failed(outcome="timeout"):
+            return ApiError(status=504, message=message, type="timeout_error", code="timeout", retryable=False)
+        case Failed(outcome="rate_limited"):
+            kind, code = "rate_limit_error", "rate_limit_exceeded"
+            return ApiError(status=429, message=message, type=kind, code=code, retry_after=last.retry_after)
+        case _:
+            return ApiError(status=502, message=message, type="server_error", code="upstream_error", retryable=False)
+
+
+def broken_off(model: str, failed: Failed) -> ApiError:
+    """For a stream that had begun."""
+    message = f"The answer of {model} broke off: {failed.detail}."
+    return ApiError(status=502, message=message, type="server_error", code=f"stream_{failed.outcome}")
+
+
+def _promise(failed: Failed) -> tuple[int, float]:
+    """Of failures without a call: the one that soonest lets a client come back."""
+    order = ("deadline", "cost", "unfit", "breaker", "limit")
+    return order.index(failed.unasked or "deadline"), -float(failed.retry_after or 0)

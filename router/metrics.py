@@ -20,7 +20,12 @@ from router.breaker import State
 from router.outcome import OUTCOMES, Outcome
 from router.selection import Arm
 
-ShadowOutcome = Literal["mirrored", "failed", "skipped_concurrency"]
+ShadowOutcome = Literal["mirrored", "failed", "skipped_concurrency", "skipped_limit", "skipped_unfit"]
+Capped = Literal["input", "output", "cost"]
+CapAction = Literal["lowered", "refused"]
+CAPPED: tuple[tuple[Capped, CapAction], ...] = (
+    ("input", "refused"), ("output", "lowered"), ("cost", "lowered"), ("cost", "refused"),
+)  # fmt: skip
 FallbackReason = Literal["failure", "drill"]
 
 Others = Callable[[str], Sequence[str]]
@@ -104,6 +109,13 @@ class RouterMetrics:
         self._breaker_skipped = counter(
             "penstock_breaker_skipped", "Attempts not made because the breaker was open.", "environment", "model"
         )
+        self._limited = counter(
+            "penstock_limited", "Attempts not made because a limit of the model was used up.", "environment", "model"
+        )
+        self._waiting = gauge("penstock_waiting", "Requests in line for a model.", "environment", "model")
+        self._capped = counter("penstock_capped", "Requests that a cap has changed or refused.", "environment", "what", "action")
+        for what, action in CAPPED:
+            self._capped.labels(environment, what, action)
         self._mcp_duration = histogram(
             "mcp_request_duration_seconds", "Duration of upstream attempts.", "model", "provider", "tool"
         )
@@ -156,6 +168,13 @@ class RouterMetrics:
             self._breaker_state.labels(self.environment, model, one).set_function(partial(_is, state, one))
         labels = (self.environment, model)
         return BreakerSeries(opened=self._breaker_opened.labels(*labels), skipped=self._breaker_skipped.labels(*labels))
+
+    def limited(self, model: str, waiting: Callable[[], int]) -> Counter:
+        self._waiting.labels(self.environment, model).set_function(lambda: float(waiting()))
+        return self._limited.labels(self.environment, model)
+
+    def capped(self, what: Capped, action: CapAction) -> None:
+        self._capped.labels(self.environment, what, action).inc()
 
     def weight(self, flag: str, read: Callable[[], int]) -> None:
         """The weight is read when the metrics are: a lease that lapses shows without an event."""

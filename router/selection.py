@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Any, Literal
 
 from flagspec import RouteFlag, Variant, assign
@@ -167,10 +168,23 @@ def unit_of(kind: str, user: str | None, header: str | None, authorization: str 
     return sha256(authorization.encode()).hexdigest()[:32] if authorization else None
 
 
-def payload(body: Mapping[str, Any], step: Step, upstream_name: str) -> dict[str, Any]:
-    """The request as it goes to this step's model: the client's fields untouched, the step's params where the client set none."""
+def payload(
+    body: Mapping[str, Any], step: Step, upstream_name: str, fields: Mapping[str, int | None] = MappingProxyType({})
+) -> dict[str, Any]:
+    """
+    The request as it goes to this step's model: the client's fields untouched, the step's params where the client set none.
+
+    Args:
+        fields: What a cap sets in any case; None takes a field out.
+    """
     params = {k: v for k, v in step.params.items() if k not in _ENVELOPE} if step.params else {}
-    return {**params, **body, "model": upstream_name}
+    made = {**params, **body, "model": upstream_name}
+    for name, value in fields.items():
+        if value is None:
+            made.pop(name, None)
+        else:
+            made[name] = value
+    return made
 
 
 def _step(variant: Variant) -> Step:

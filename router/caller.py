@@ -1,0 +1,193 @@
+"""
+One attempt, from the gate before its model to its place in the books.
+
+    Caller.call(...) -> Reply | Failed      what `engine` does for users, and `mirror` for copies
+
+Its one rule: an attempt is booked once, wherever it ends: here, or at the end of the stream that it began.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, replace
+
+import orjson
+
+from router.admission import Admission, Visitor
+from router.attempt import Stream, Target, complete
+from router.booking import Attempt, Ledger, RequestKey
+from router.caps import Fit
+from router.connections import Connections
+from router.errors import broken_off
+from router.logs import get_logger
+from router.outcome import Failed
+from router.request import Reply, Request
+from router.selection import Step, payload
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """
+    The time of one attempt, in seconds.
+
+    Args:
+        whole_s: Of a JSON answer, or a stream with its last event.
+        first_s: Of the wait for a stream's first token.
+        full: It is all of the model's own timeout.
+    """
+
+    whole_s: float
+    first_s: float
+    full: bool = True
+
+    @classmethod
+    def of(cls, target: Target, *, stream: bool, left_s: float | None = None, share_s: float | None = None) -> "Slice":
+        """
+        Args:
+            left_s: Until the request's deadline; None for no deadline.
+            share_s: What others after this attempt leave it. After the first token there are no others.
+        """
+        own_s = target.stream_s if stream else target.request_s
+        own_first_s = min(own_s, target.first_token_s or own_s)
+        if left_s is None or share_s is None:
+            return cls(whole_s=own_s, first_s=own_first_s)
+        if not stream:
+            return cls(whole_s=min(own_s, share_s), first_s=own_s, full=own_s <= share_s)
+        return cls(whole_s=min(own_s, left_s), first_s=min(own_first_s, share_s), full=own_first_s <= share_s and own_s <= left_s)
+
+
+class Caller:
+    """
+    Args:
+        targets: Where each model of the configuration is served.
+    """
+
+    def __init__(self, targets: Mapping[str, Target], connections: Connections, admission: Admission, ledger: Ledger) -> None:
+        self.targets = targets
+        self._connections = connections
+        self._admission = admission
+        self._ledger = ledger
+
+    async def call(
+        self, request: Request, step: Step, fit: Fit, attempt: Attempt, key: RequestKey, time: Slice
+    ) -> Reply | Failed:
+        """
+        One attempt.
+
+        Returns:
+            Booked, but for two cases: a stream, which its events book at their end, and a refusal (``client_error``), which the
+            caller books, since whose fault it is shows only in what others say to the same request.
+        """
+        target = self.targets[step.model]
+        if attempt.permit is None:
+            patience_s = time.first_s if request.stream else time.whole_s
+            visitor = Visitor(client=request.client, tokens=request.weight.input, patience_s=patience_s, forced=step.forced)
+            permit = await self._admission.enter(step.model, visitor)
+            if isinstance(permit, Failed):
+                return attempt.never_sent(permit)
+            attempt.permit = permit
+        attempt.own_key, attempt.whole_time = not target.forward_authorization, time.full
+        attempt.sent()
+        call = self._stream if request.stream else self._json
+        return await call(request, step, fit, target, attempt, key, time)
+
+    async def _json(
+        self, request: Request, step: Step, fit: Fit, target: Target, attempt: Attempt, key: RequestKey, time: Slice
+    ) -> Reply | Failed:
+        body = orjson.dumps(payload(request.body, step, target.upstream_name, fit.fields))
+        try:
+            result = await complete(self._connections, target, body, _headers(target, request), time.whole_s)
+        except asyncio.CancelledError:
+            attempt.cancelled()
+            raise
+        if isinstance(result, Failed):
+            return _booked(attempt, _judged(result, target, request))
+        attempt.completed(result.tokens, result.text_bytes)
+        return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, body=result.body)
+
+    async def _stream(
+        self, request: Request, step: Step, fit: Fit, target: Target, attempt: Attempt, key: RequestKey, time: Slice
+    ) -> Reply | Failed:
+        stream = self._open(request, step, fit, target, time)
+        try:
+            failed = await stream.open()
+        except BaseException:
+            attempt.cancelled()
+            stream.close()
+            raise
+        if failed is not None:
+            return _booked(attempt, _judged(failed, target, request))
+        attempt.first_token()
+        events = self._events(stream, attempt, key, request)
+        return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, events=events)
+
+    async def _events(self, stream: Stream, attempt: Attempt, key: RequestKey, request: Request) -> AsyncGenerator[bytes, None]:
+        """The stream to the client; however it ends, it is booked once and its connection is dealt with."""
+        ended = False
+        try:
+            yield stream.head
+            async for chunk in stream:
+                if stream.finished:
+                    # Booked before the client can know: who has read the last byte finds the request in the metrics.
+                    ended = True
+                    attempt.completed(stream.tokens, stream.text_bytes)
+                yield chunk
+            if stream.failure is not None:
+                ended = True
+                attempt.failed(stream.failure, stream.tokens, stream.text_bytes)
+                self._ledger.unavailable(key)
+                log.warning(
+                    "stream_broken",
+                    request_id=request.request_id,
+                    route=key.route,
+                    arm=key.arm,
+                    model=attempt.model,
+                    outcome=stream.failure.outcome,
+                    detail=stream.failure.detail,
+                )
+                yield broken_off(attempt.model, stream.failure).event()
+        finally:
+            if not ended:
+                attempt.cancelled(stream.tokens, stream.text_bytes)
+            stream.close()
+
+    def _open(self, request: Request, step: Step, fit: Fit, target: Target, time: Slice) -> Stream:
+        fields = payload(request.body, step, target.upstream_name, fit.fields)
+        asked = request.body.get("stream_options")
+        options = asked if isinstance(asked, dict) else {}
+        fields["stream"] = True
+        fields["stream_options"] = {**options, "include_usage": True}
+        return Stream(
+            self._connections,
+            target,
+            orjson.dumps(fields),
+            _headers(target, request),
+            limit_s=time.whole_s,
+            first_s=time.first_s,
+            usage_wanted=bool(options.get("include_usage")),
+        )
+
+
+def _judged(failed: Failed, target: Target, request: Request) -> Failed:
+    """
+    A drill's own key that a provider refuses says nothing of the fallback: users come with keys of theirs. It is the drill's own fault, and
+    counts neither way.
+    """
+    if request.drill and target.forward_authorization and failed.status in (401, 403):
+        detail = f"{failed.detail}; {target.provider} wants a key of the sender's in the header authorization"
+        return replace(failed, outcome="client_error", detail=detail)
+    return failed
+
+
+def _booked(attempt: Attempt, failed: Failed) -> Failed:
+    if failed.outcome != "client_error":
+        attempt.failed(failed)
+    return failed
+
+
+def _headers(target: Target, request: Request) -> dict[str, str]:
+    headers = {"x-request-id": request.request_id}
+    if target.forward_authorization and request.authorization:
+        headers["Authorization"] = request.authorization
+    return headers

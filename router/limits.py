@@ -1,0 +1,221 @@
+"""
+How much of one model may be used at a time: requests a second, tokens a minute, calls at once.
+
+    Meter       what is used and what is left; pure, the clock is an argument
+    Line        who waits for it: one place for each client in turn, so that a busy one delays itself and not the others
+    share_s()   how long one attempt may take of what is left of the request's time
+
+Its one rule: nobody overtakes. As long as somebody waits, a newcomer waits as well, behind those of its own client and in turn with
+the others.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from math import inf
+from operator import itemgetter
+
+from router import config
+
+
+class Bucket:
+    """
+    A token bucket. It may go into debt: what something costs is sometimes known only afterwards.
+
+    Args:
+        per_s: What flows in.
+        most: What it holds; full at the start.
+    """
+
+    __slots__ = ("_at", "_level", "_most", "_per_s")
+
+    def __init__(self, per_s: float, most: float) -> None:
+        self._per_s, self._most = per_s, most
+        self._level, self._at = most, -inf
+
+    def wait_s(self, amount: float, now: float, keep: float = 0.0) -> float:
+        """Until so much is in it above the share `keep` of what it holds; an amount beyond that waits for a full bucket only."""
+        self._flow(now)
+        missing = min(amount + keep * self._most, self._most) - self._level
+        return max(0.0, missing / self._per_s)
+
+    def take(self, amount: float, now: float) -> None:
+        """Negative amounts are given back."""
+        self._flow(now)
+        self._level = min(self._most, self._level - amount)
+
+    def _flow(self, now: float) -> None:
+        if now > self._at:
+            self._level = min(self._most, self._level + (now - self._at) * self._per_s) if self._at > -inf else self._most
+            self._at = now
+
+
+class Meter:
+    """The limits of one model, and what is used of them."""
+
+    __slots__ = ("_concurrency", "_requests", "_tokens", "under_way")
+
+    def __init__(self, spec: config.Limits) -> None:
+        per_s, per_min = spec.requests_per_s, spec.tokens_per_min
+        # One second's requests may come at once: arrivals are never even.
+        self._requests = None if per_s is None else Bucket(per_s, max(1.0, per_s))
+        self._tokens = None if per_min is None else Bucket(per_min / 60, per_min)
+        self._concurrency = spec.concurrency or inf
+        self.under_way = 0
+
+    def wait_s(self, tokens: int, now: float, keep: float = 0.0) -> tuple[float, str]:
+        """
+        How long until a request may be made, and what it waits for.
+
+        Args:
+            tokens: Of the request's input.
+            keep: Share of each limit that this request must leave free.
+
+        Returns:
+            0 when it may now; `inf` while only the end of another call can help.
+        """
+        if self.under_way + 1 > self._concurrency * (1 - keep):
+            return inf, f"{self._concurrency:g} calls at once"
+        waits = [(0.0, "")]
+        if self._requests is not None:
+            waits.append((self._requests.wait_s(1, now, keep), "requests per second"))
+        if self._tokens is not None:
+            waits.append((self._tokens.wait_s(tokens, now, keep), "tokens per minute"))
+        return max(waits, key=itemgetter(0))
+
+    def begin(self, tokens: int, now: float) -> None:
+        self.under_way += 1
+        if self._requests is not None:
+            self._requests.take(1, now)
+        if self._tokens is not None:
+            self._tokens.take(tokens, now)
+
+    def end(self, reserved: int, used: int | None, now: float) -> None:
+        """
+        Args:
+            reserved: What `begin` was told.
+            used: Tokens in and out, as far as they are known.
+        """
+        self.under_way -= 1
+        if self._tokens is not None and used is not None:
+            self._tokens.take(used - reserved, now)
+
+
+class _Waiter:
+    __slots__ = ("called", "tokens")
+
+    def __init__(self, tokens: int, called: "asyncio.Future[bool]") -> None:
+        self.tokens, self.called = tokens, called
+
+    @property
+    def went(self) -> bool:
+        return self.called.done() and not self.called.cancelled() and self.called.result()
+
+
+class Line:
+    """
+    Args:
+        most: How many may wait; of more, the newest of the client with most of them is sent away.
+    """
+
+    def __init__(self, meter: Meter, most: int, clock: Callable[[], float]) -> None:
+        self._meter, self._most, self._clock = meter, most, clock
+        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+        self.length = 0
+
+    def enter(self, tokens: int) -> bool:
+        """Without waiting: True if it may go, and counts from now."""
+        if self.length:
+            return False
+        now = self._clock()
+        if self._meter.wait_s(tokens, now)[0] > 0:
+            return False
+        self._meter.begin(tokens, now)
+        return True
+
+    async def wait(self, client: str, tokens: int, patience_s: float) -> bool:
+        """
+        Waits for its turn.
+
+        Returns:
+            True if it may go, and counts from now; False if it was sent away or its patience ended.
+        """
+        if not self._make_room(client):
+            return False
+        waiter = _Waiter(tokens, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(client, deque()).append(waiter)
+        self.length += 1
+        self._serve()
+        try:
+            async with asyncio.timeout(patience_s):
+                return await waiter.called
+        except TimeoutError:
+            return waiter.went
+        except asyncio.CancelledError:
+            if waiter.went:
+                # Called and gone in the same moment.
+                self._meter.end(tokens, 0, self._clock())
+            raise
+        finally:
+            self._leave(client, waiter)
+            self.left()
+
+    def left(self) -> None:
+        """A call has ended, or somebody has left the line: who may go now?"""
+        if self.length:
+            self._serve()
+
+    def _make_room(self, client: str) -> bool:
+        if self.length < self._most:
+            return True
+        if not self._waiting:
+            return False
+        busiest = max(self._waiting, key=lambda name: len(self._waiting[name]))
+        if len(self._waiting[busiest]) <= len(self._waiting.get(client, ())) + 1:
+            return False
+        self._call(busiest, self._waiting[busiest][-1], False)
+        return True
+
+    def _serve(self) -> None:
+        while self._waiting:
+            client, theirs = next(iter(self._waiting.items()))
+            now = self._clock()
+            wait_s, _ = self._meter.wait_s(theirs[0].tokens, now)
+            if wait_s > 0:
+                self._again_in(wait_s)
+                return
+            self._meter.begin(theirs[0].tokens, now)
+            self._call(client, theirs[0], True)
+            if client in self._waiting:
+                self._waiting.move_to_end(client)
+
+    def _again_in(self, wait_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if wait_s < inf:
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._serve)
+
+    def _call(self, client: str, waiter: _Waiter, go: bool) -> None:
+        self._leave(client, waiter)
+        if not waiter.called.done():
+            waiter.called.set_result(go)
+
+    def _leave(self, client: str, waiter: _Waiter) -> None:
+        theirs = self._waiting.get(client)
+        if theirs is not None and waiter in theirs:
+            theirs.remove(waiter)
+            self.length -= 1
+            if not theirs:
+                del self._waiting[client]
+
+
+def share_s(left_s: float, after: int) -> float:
+    """
+    What one attempt may take of the time that is left.
+
+    Args:
+        after: How many could still be asked after it; as long as there is one, half of the time is kept for them.
+    """
+    return left_s / 2 if after else left_s

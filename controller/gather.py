@@ -114,9 +114,13 @@ def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: Case
     read = metrics.traffic(case.questions, scope, case.ledger)
     if read.traffic is not None:
         reading = Reading(phase=phase, since=since, traffic=read.traffic)
-        case.take(reading)
-        case.ledger = read.ledger
-        readings = _with(readings, reading)
+        try:
+            case.take(reading)
+            case.ledger = read.ledger
+            readings = _with(readings, reading)
+        except Exception as exc:  # numbers that the engine cannot take: the gates that count are in error, all others are judged
+            read = replace(read, traffic=None, failure=f"what was counted cannot be judged: {type(exc).__name__}: {exc}")
+            (case, before, _), readings = _recorded(plan, recorded, audit), ()
     seen |= counted(gates, replace(read, traffic=None, failure=odd) if odd else read, case)
     shelved = Shelved(recorded=recorded, before=before, case=case, readings=readings) if readings else None
     if shelved is not None:

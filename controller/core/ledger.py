@@ -41,6 +41,21 @@ PARTS: Mapping[Kind, tuple[tuple[str, ...], ...]] = {
 }
 """What the series of a question can be: one of these sets. ``total`` alone is a count without bad ones."""
 
+COUNT_MAX = 2.0**53
+"""Beyond it a counter in floating point does not see a single request any more: no honest one is there."""
+
+AMOUNT_MAX = 1e30
+"""Of sums (of dollars, of nanoseconds), which need not see a single one."""
+
+GROWTH_MAX = 1e12
+"""Requests of one counter between two looks; a hundred thousand a second for a hundred days. More is a fault of the counter."""
+
+
+def is_count(value: float, part: str = "") -> bool:
+    """Whether a counter can show this: finite, not negative, and no larger than an honest one can become."""
+    return 0 <= value <= (AMOUNT_MAX if part == "amount" else COUNT_MAX)  # written so that NaN is none
+
+
 WHOLES = ("total", "count", "buckets")
 """The part that every request is in; what the others count may not have happened yet."""
 
@@ -170,8 +185,10 @@ class _Group:
         """
         found = self.table.get(t, {})
         for member, value in found.items():
-            if not 0 <= value < math.inf:  # written so that NaN is refused too
-                raise _Problem(f"{self.query}: the value {value:g} of {self._named(member)} is not a finite number from 0 up")
+            if not is_count(value, self.part):
+                raise _Problem(
+                    f"{self.query}: the value {value:g} of {self._named(member)} is not a finite number from 0 up, or beyond all counting"
+                )
         if t in self.doubled:
             raise _Unfit(f"{self.query}: the series {self._named(self.doubled[t])} is there twice")
         if found and self.part == "buckets" and "inf" not in found:
@@ -287,6 +304,10 @@ class Book:
             for member in self._names or found:
                 gone, value = last.get(member, 0.0), found[member]
                 if value > gone:
+                    if group.part != "amount" and value - gone > GROWTH_MAX:
+                        raise _Problem(
+                            f"{group.query}: {_shown(group.labels)} grew by {value - gone:g} since the last look: no exporter counts so fast"
+                        )
                     parts.setdefault((group.part, group.arm, member), []).append(value - gone)
         # fsum does not depend on the order, in which the source is free.
         return {where: math.fsum(values) for where, values in parts.items()}

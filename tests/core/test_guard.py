@@ -12,11 +12,15 @@ import pytest
 import structlog
 
 from controller import logs
+from controller.core.decision import Why
+from controller.core.evidence.case import Case
+from controller.core.gates import Verdict
 from controller.core.plan import Gate
 from controller.core.rollout import Entry, LogError, replay
-from controller.core.traffic import Question, TrafficRead
+from controller.core.traffic import Question, Reading, TrafficRead
 from controller.guard import guard
 from controller.ports import AuditUnavailable, Measured, Ports, Scope, TextLost
+from controller.tick import tick
 from tests.simulation.world import BEAT, World, a_plan
 
 
@@ -145,6 +149,7 @@ def test_a_database_that_is_down_is_asked_once_a_second_and_not_without_pause(
 
 @pytest.fixture
 def a_log() -> Iterator[Callable[[TextIO], None]]:
+    structlog.reset_defaults()
     yield logs.configure
     structlog.reset_defaults()
 
@@ -197,3 +202,19 @@ def test_evidence_that_was_deleted_or_changed_does_not_leave_the_candidate_unwat
             world.now += BEAT
         flag = world.flag()
         assert flag is not None and flag.weight == 0, problem
+
+
+def test_evidence_that_the_engine_cannot_take_is_an_error_of_its_gates_and_the_others_are_still_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = world_with_a_canary()
+
+    def broken(self: Case, reading: Reading) -> None:
+        raise FloatingPointError("overflow")
+
+    monkeypatch.setattr(Case, "take", broken)
+    seen = tick(world.rollout_id, world.ports(), world.now, may_raise=True, force=True)
+    assert seen.decision is not None and seen.decision.why is Why.METRICS_FAILED
+    found = {r.gate: (r.verdict, r.reason) for r in seen.results}
+    assert found["errors"] == (Verdict.ERROR, "what was counted cannot be judged: FloatingPointError: overflow")
+    assert found["candidate-reports"][0] is not Verdict.ERROR

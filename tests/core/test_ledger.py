@@ -148,7 +148,9 @@ def test_dips_of_rounding_between_buckets_are_levelled() -> None:
 # --- what is not ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-1.0, "-1")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(math.nan, "nan"), (math.inf, "inf"), (-1.0, "-1"), (1.7e308, "1.7e+308"), (1e16, "1e+16")]
+)
 def test_a_value_that_is_no_count_is_named_and_nothing_is_consumed(value: float, shown: str) -> None:
     rows, book = counted([one("bad", {10: 1, 20: value}), one("total", {10: 5, 20: 9, 30: 12}, query="my_total{a}")], 10, 20, 30)
     assert seen(rows) == [(1, 5), None, None]
@@ -157,6 +159,14 @@ def test_a_value_that_is_no_count_is_named_and_nothing_is_consumed(value: float,
     rows, later = counted([one("bad", {40: 2}), one("total", {40: 20}, query="my_total{a}")], 40, state=book.state)
     assert seen(rows) == [(1, 15)]
     assert later.problem == ""
+
+
+def test_growth_beyond_all_counting_is_named_and_consumes_nothing() -> None:
+    rows, book = counted([one("bad", {10: 1, 20: 2}), one("total", {10: 5, 20: 5e12}, query="my_total{a}")], 10, 20)
+    assert seen(rows) == [(1, 5), None]
+    assert "my_total{a}: {instance='a'} grew by 5e+12 since the last look" in book.problem
+    rows, _ = counted([one("bad", {30: 2}), one("total", {30: 20}, query="my_total{a}")], 30, state=book.state)
+    assert seen(rows) == [(1, 15)]
 
 
 def test_two_series_where_one_is_expected_are_named() -> None:

@@ -17,7 +17,7 @@ from controller.adapters.prometheus.answer import Track, Untrusted
 from controller.adapters.prometheus.client import Answer, Ask
 from controller.adapters.prometheus.inquiry import Inquiry
 from controller.adapters.prometheus.times import time_of
-from controller.core.ledger import edge_key, edge_name
+from controller.core.ledger import GROWTH_MAX, edge_key, edge_name, is_count
 from controller.core.traffic import Kind
 
 CHUNK_MS = 3_600_000
@@ -96,8 +96,10 @@ def _rows(inquiry: Inquiry, tracks: Sequence[Track], known: set[int]) -> dict[in
         for t, value in series.points.items():
             if t not in known:
                 raise Untrusted(f"a value of {time_of(t).isoformat()}, which was not asked for")
-            if not (math.isfinite(value) and value >= 0):
-                raise Untrusted(f"the value {value:g} at {time_of(t).isoformat()} is not a finite number from 0 up")
+            if not is_count(value, series.part) or (series.part != "amount" and value > GROWTH_MAX):
+                raise Untrusted(
+                    f"the value {value:g} at {time_of(t).isoformat()} is not a finite number from 0 up, or beyond all counting"
+                )
             at = sums.setdefault(t, {})
             at[name] = at.get(name, 0.0) + value
     rows = {t: _row(inquiry.question.kind, inquiry.state.edges, found) for t, found in sums.items()}

@@ -26,11 +26,13 @@ class Unfailing(structlog.PrintLogger):
 
 def configure(stream: TextIO | None = None) -> None:
     """
-    Once for each process that keeps running.
+    Once for each process; who has configured the log otherwise keeps it so.
 
     Args:
         stream: Where to; None for standard output as it is when a line is written.
     """
+    if structlog.is_configured():
+        return
 
     def make(*_: Any) -> Unfailing:
         return Unfailing(stream)

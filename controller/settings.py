@@ -10,6 +10,7 @@ the environment always wins over it.
 | PENSTOCK_DATABASE_URL | `postgresql://` of the controller's database | embedded, started by `penstock up` |
 | PENSTOCK_PROMETHEUS_URL | base address of Prometheus | started by `penstock up` |
 | PENSTOCK_PROMETHEUS_BIN | the Prometheus program to start | `prometheus` on the PATH |
+| PENSTOCK_PROMETHEUS_TIMEOUT | how long a gate check waits for answers | `10s` |
 | PENSTOCK_SCRAPE_INTERVAL | how often Prometheus scrapes the routers | `15s` |
 | PREFECT_API_URL | Prefect's API | started by `penstock up` |
 | PENSTOCK_LISTEN | where `penstock serve` listens | `127.0.0.1:8420` |
@@ -50,6 +51,7 @@ class Settings:
     prometheus_bin: str | None = None
     prefect_api_url: str | None = None
     scrape_interval: timedelta = timedelta(seconds=15)
+    prometheus_timeout: timedelta = timedelta(seconds=10)
     listen: str = "127.0.0.1:8420"
     router_url: str | None = None
     drill_token: str = field(default="", repr=False)
@@ -85,20 +87,14 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     if database_url is not None and not database_url.startswith(("postgresql://", "postgresql+psycopg://")):
         scheme = database_url.split(":", 1)[0]
         raise SettingsError(f"PENSTOCK_DATABASE_URL: {scheme!r} is not a postgresql:// address")
-    scrape = get("PENSTOCK_SCRAPE_INTERVAL", "scrape_interval") or "15s"
-    try:
-        scrape_interval = parse_duration(scrape)
-    except ValueError as exc:
-        raise SettingsError(f"PENSTOCK_SCRAPE_INTERVAL: {exc}") from exc
-    if not scrape_interval:
-        raise SettingsError(f"PENSTOCK_SCRAPE_INTERVAL: {scrape!r} is not longer than nothing")
     return Settings(
         home=home,
         database_url=database_url,
         prometheus_url=get("PENSTOCK_PROMETHEUS_URL", "prometheus_url"),
         prometheus_bin=env.get("PENSTOCK_PROMETHEUS_BIN"),
         prefect_api_url=get("PREFECT_API_URL", "prefect_api_url"),
-        scrape_interval=scrape_interval,
+        scrape_interval=_span("PENSTOCK_SCRAPE_INTERVAL", get("PENSTOCK_SCRAPE_INTERVAL", "scrape_interval") or "15s"),
+        prometheus_timeout=_span("PENSTOCK_PROMETHEUS_TIMEOUT", env.get("PENSTOCK_PROMETHEUS_TIMEOUT") or "10s"),
         listen=get("PENSTOCK_LISTEN", "listen") or "127.0.0.1:8420",
         router_url=get("PENSTOCK_ROUTER_URL", "router_url"),
         drill_token=env.get("PENSTOCK_DRILL_TOKEN", "").strip(),
@@ -110,6 +106,17 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         crash_at=env.get("PENSTOCK_CRASH_AT", ""),
         groups=tuple(g.strip() for g in env.get("PENSTOCK_GROUPS", "").split(",") if g.strip()),
     )
+
+
+def _span(name: str, text: str) -> timedelta:
+    """A duration that is longer than nothing."""
+    try:
+        span = parse_duration(text)
+    except ValueError as exc:
+        raise SettingsError(f"{name}: {exc}") from exc
+    if not span:
+        raise SettingsError(f"{name}: {text!r} is not longer than nothing")
+    return span
 
 
 def _running(path: Path) -> Mapping[str, Any]:

@@ -103,7 +103,8 @@ def make_metrics(settings: Settings) -> MetricSource:
     if settings.prometheus_url is None:
         raise SettingsError(NO_PROMETHEUS)
     try:
-        return PrometheusSource(settings.prometheus_url, scrape_interval=settings.scrape_interval)
+        timeout_s = settings.prometheus_timeout.total_seconds()
+        return PrometheusSource(settings.prometheus_url, timeout_s=timeout_s, scrape_interval=settings.scrape_interval)
     except ValueError as exc:
         raise SettingsError(f"PENSTOCK_PROMETHEUS_URL: {exc}") from exc
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bench.chaos import faults_crash, faults_many  # noqa: F401  # they register their faults
+from bench.chaos import faults_crash, faults_many, faults_prometheus  # noqa: F401  # they register their faults
 from bench.chaos.fault import FAULTS, Fault, Skipped, Trial, Violation
 from bench.chaos.stage import Stage
 from bench.chaos.world import World

@@ -73,7 +73,9 @@ def _serve(connection: Connection) -> bool:
                 verb, args = connection.recv()
                 try:
                     connection.send(("done", getattr(orders, verb)(**args)))
-                except (PortError, commands.CommandRefused) as exc:
+                except Exception as exc:  # a bug is an answer, too: the product's own loops outlive it
+                    if not isinstance(exc, PortError | commands.CommandRefused):
+                        structlog.get_logger().exception("order_broke", verb=verb)
                     connection.send(("refused", f"{type(exc).__name__}: {exc}"))
     except Unavailable:
         return False

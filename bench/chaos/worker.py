@@ -17,6 +17,8 @@ from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Any
 
+import structlog
+
 # Imported here so that the fork server has them; the product imports them where it needs them.
 import controller.adapters.postgres
 import controller.adapters.prometheus

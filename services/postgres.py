@@ -138,7 +138,7 @@ class EmbeddedPostgres:
             argv, log_path=self.log_path, name="postgres", cwd=Path("/"), user=installed.user, death_signal=signal.SIGINT
         )
         try:
-            child.wait_ready(self._is_ready, timeout_s=timeout_s)
+            child.wait_ready(lambda: self._is_ready(child.pid), timeout_s=timeout_s)
         except ServiceFailed:
             self._drop_socket_dir()
             raise
@@ -158,9 +158,10 @@ class EmbeddedPostgres:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
-    def _is_ready(self) -> bool:
+    def _is_ready(self, pid: int) -> bool:
         found = _Postmaster.read(self.data_dir)
-        return found is not None and found.status == "ready"
+        # A server that was killed has left a file behind that says ready.
+        return found is not None and found.pid == pid and found.status == "ready"
 
     def _refuse_second_server(self) -> None:
         begun = time.monotonic()

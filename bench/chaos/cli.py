@@ -20,8 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bench.chaos import faults_crash, faults_many, faults_prometheus  # noqa: F401  # they register their faults
-from bench.chaos.fault import FAULTS, Fault, Skipped, Trial, Violation
+from bench.chaos.fault import Fault, Skipped, Trial, Violation, known_faults
 from bench.chaos.stage import Stage
 from bench.chaos.world import World
 from bench.cli import emit, say
@@ -174,10 +173,11 @@ def _numbers(fault: Fault, full: bool, only: int | None, trials: int | None) -> 
 
 
 def _chosen(names: Sequence[str]) -> list[Fault]:
-    known = {f.name for f in FAULTS.values()} | {f.group for f in FAULTS.values()}
+    faults = known_faults()
+    known = {f.name for f in faults.values()} | {f.group for f in faults.values()}
     if unknown := [n for n in names if n not in known]:
         raise SystemExit(f"no fault or group {unknown[0]!r}; ./dev chaos --list shows them")
-    return [f for f in FAULTS.values() if not names or f.name in names or f.group in names]
+    return [f for f in faults.values() if not names or f.name in names or f.group in names]
 
 
 def _printer(output: str) -> Any:

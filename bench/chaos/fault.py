@@ -5,8 +5,10 @@ A fault is a function with a name: it gets a world and a source of randomness, b
 came of it. Its one rule: all its choices come from that randomness, so that a seed and a number tell the whole trial again.
 """
 
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -74,7 +76,16 @@ class Fault:
     recover_s_max: float = 15.0
 
 
-FAULTS: dict[str, Fault] = {}
+_FAULTS: dict[str, Fault] = {}
+
+
+def known_faults() -> Mapping[str, Fault]:
+    """By name: of every module of this package that is called ``faults_...``."""
+    package = import_module("bench.chaos")
+    for module in pkgutil.iter_modules(package.__path__, "bench.chaos."):
+        if ".faults_" in module.name:
+            import_module(module.name)
+    return _FAULTS
 
 
 def fault(
@@ -90,9 +101,9 @@ def fault(
     """Put a function on the list; as `Fault`."""
 
     def register(run: Run) -> Run:
-        if name in FAULTS:
+        if name in _FAULTS:
             raise ValueError(f"two faults are called {name!r}")
-        FAULTS[name] = Fault(
+        _FAULTS[name] = Fault(
             name=name,
             group=group,
             quick=quick,

@@ -113,7 +113,7 @@ def under_load(world: World, rng: Random) -> Trial:
     turns_bad_s = time.monotonic() + rng.uniform(2, 6)
     while (now_s := time.monotonic()) < ends_s:
         if now_s > turns_bad_s:
-            turns_bad_s = ends_s
+            turns_bad_s = ends_s + 60
             world.turn(Truth.ALARM, *rng.sample(rollouts, 2))
         victim = rng.choice(world.workers)
         if rng.random() < 0.6:

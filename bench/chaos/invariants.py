@@ -66,7 +66,7 @@ class Facts:
         messages: What the channels of Slack hold.
         chain: What the product's own verification says.
         restarts: When all controllers were dead and new ones were started; the database's clock.
-        bad: Rollouts whose candidate is breaching since before the recovery, so that they must end at 0.
+        bad: Rollouts whose candidate is breaching, and since when it can be seen (the database's clock).
         strangers: Decision ids of flag writes that the trial made itself.
         recover_s: How long the recovery took; None where there was none, infinite where it did not end.
         recover_s_max: How long it may take.
@@ -78,7 +78,7 @@ class Facts:
     messages: Sequence[Shown]
     chain: ChainReport
     restarts: Sequence[datetime] = ()
-    bad: frozenset[str] = frozenset()
+    bad: Mapping[str, datetime] = field(default_factory=dict)
     strangers: frozenset[str] = frozenset()
     recover_s: float | None = None
     recover_s_max: float = 15.0
@@ -276,15 +276,23 @@ def _lowering(write: FlagWrite, facts: Facts) -> bool:
 
 
 def lowered(facts: Facts) -> Iterator[str]:
-    """A breach that is under way ends at 0."""
+    """A breach that is under way ends at 0, unless the last look before the promotion came before it could be seen."""
     last = {w.key: w for w in facts.writes}
-    for rollout_id in facts.bad:
-        end = _Log.of(facts.logs.get(rollout_id, ())).end
-        if end is None:
+    for rollout_id, since in facts.bad.items():
+        log = facts.logs.get(rollout_id, ())
+        end = _Log.of(log).end
+        if end is None or any(_promoted_before(e, since) for e in log):
             continue
         write = last.get(end.plan.flag)
         if write is not None and write.weights != Weights() and not write.killed:
             yield f"{rollout_id} breaches, and the flag is at {write.weights}"
+
+
+def _promoted_before(entry: Entry, since: datetime) -> bool:
+    event = entry.event
+    if not isinstance(event, Decided) or event.decision.kind != "promote":
+        return False
+    return event.observed.at is not None and event.observed.at < since
 
 
 def recovers(facts: Facts) -> Iterator[str]:

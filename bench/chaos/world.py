@@ -17,6 +17,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import psycopg
 from sqlalchemy import create_engine
@@ -55,7 +57,7 @@ class World:
         self.stack = ExitStack()
         self.workers: list[Worker] = []
         self.restarts: list[datetime] = []
-        self.bad: set[str] = set()
+        self.bad: dict[str, datetime] = {}
         self.strangers: set[str] = set()
         self.rollouts: list[str] = []
         self.flows: dict[str, Flow] = {}
@@ -75,7 +77,7 @@ class World:
             else:
                 self.owner_url = self.stack.enter_context(self.stage.database())
             self.database_url = app_url(self.owner_url)
-            self.prometheus_url = self.stage.prometheus.url
+            self.prometheus_url = self.truth_url = self.stage.prometheus.url
             self.slack = self.stack.enter_context(self.stage.slack())
             self.slack_url = self.slack.api_url
             self.stack.callback(self._end_workers)
@@ -168,9 +170,20 @@ class World:
             if any(i.startswith(f"chaos-{flag}-") for i in chosen):
                 flow.truth = truth
         self.note(f"the candidate of {', '.join(chosen)} is {truth}")
+        if truth is not Truth.ALARM or not self.until(lambda: all(self._alarmed(i) for i in chosen), timeout_s=5):
+            time.sleep(2 * SCRAPE.total_seconds())
         if truth is not Truth.GOOD:
-            self.bad.update(chosen)
-        time.sleep(2 * SCRAPE.total_seconds())
+            self.bad.update(dict.fromkeys(chosen, self.now()))
+
+    def _alarmed(self, rollout_id: str) -> bool:
+        """Whether Prometheus shows a rollout's alarm."""
+        flag = rollout_id.removeprefix("chaos-").rpartition("-")[0]
+        query = urlencode({"query": f'chaos_alarm{{flag="{flag}"}} == 1'})
+        try:
+            with urlopen(f"{self.truth_url}/api/v1/query?{query}", timeout=2) as answer:
+                return bool(json.load(answer)["data"]["result"])
+        except (OSError, ValueError, KeyError):
+            return False
 
     def rollout(self, rollout_id: str) -> Rollout:
         """As the log tells it. Raises PortError while the database is away."""
@@ -289,7 +302,7 @@ class World:
             messages=list(self._shown()),
             chain=verify(reader_url(self.owner_url)),
             restarts=tuple(self.restarts),
-            bad=frozenset(self.bad),
+            bad=dict(self.bad),
             strangers=frozenset(self.strangers),
             recover_s=recover_s,
             recover_s_max=self.fault.recover_s_max,

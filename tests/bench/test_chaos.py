@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench.chaos.cli import one_trial
-from bench.chaos.fault import FAULTS
+from bench.chaos.fault import known_faults
 from bench.chaos.stage import Stage
 from controller import crash
 from controller.crash import Point
@@ -21,7 +21,7 @@ def stage() -> Iterator[Stage]:
 
 @pytest.mark.parametrize("point", [Point.RAISED, Point.SLACK_SENT])
 def test_a_controller_that_dies_at_a_point_is_gone_on_with(stage: Stage, point: Point) -> None:
-    trial = one_trial(stage, FAULTS[f"kill -9 at {point}"], seed=7, number=1)
+    trial = one_trial(stage, known_faults()[f"kill -9 at {point}"], seed=7, number=1)
     assert trial.violations == ()
     assert trial.recover_s is not None and point in trial.passed
 

@@ -1,6 +1,8 @@
 """The real PostgreSQL and Prometheus, started and ended."""
 
 import json
+import os
+import signal
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -53,6 +55,18 @@ def test_postgres_keeps_its_data_and_stops_although_a_client_is_connected(tmp_pa
     assert EmbeddedPostgres.running_url(server.data_dir) is None
     with server, psycopg.connect(server.url) as db:
         assert db.execute("SELECT n FROM kept").fetchone() == (7,)
+
+
+def test_postgres_that_was_killed_is_ready_again_only_when_it_takes_connections(tmp_path: Path) -> None:
+    """The killed server leaves a file that says ready, and the next one first recovers from its log."""
+    server = EmbeddedPostgres(tmp_path / "data").start()
+    with psycopg.connect(server.url, autocommit=True) as db:
+        db.execute("CREATE TABLE much AS SELECT n, repeat(md5(n::text), 20) AS t FROM generate_series(1, 50000) AS n")
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+    with server, psycopg.connect(server.url) as db:
+        assert db.execute("SELECT count(*) FROM much").fetchone() == (50_000,)
 
 
 def test_postgres_works_where_the_socket_path_would_be_too_long(tmp_path: Path) -> None:

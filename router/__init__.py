@@ -7,6 +7,7 @@ One request passes in this direction, and nothing calls back:
     engine       a request through its attempts: plan, fallbacks
     selection    pure: route, unit, flag -> the models to try
     caps         pure: what a request brings and asks for, and whether a model can take it
+    options, choose, reasoning  what a request says about its own routing, and who is best then
     drills       which requests are synthetic failures, and who may send them
     mirror       copies to the candidate, whose answers nobody sees
     caller       one attempt, from the gate before its model to its place in the books

@@ -166,6 +166,10 @@ class Admission:
     def __init__(self, spec: RouterConfig, metrics: RouterMetrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._gates = {model.name: Gate(model, metrics, clock) for model in spec.models}
 
+    def closed(self, model: str) -> bool:
+        """Whether its breaker lets everybody through."""
+        return self._gates[model].state() == "closed"
+
     async def enter(self, model: str, visitor: Visitor) -> Permit | Failed:
         """Waits for its turn where the model has limits. `model` is one of this configuration."""
         return await self._gates[model].enter(visitor)

@@ -26,6 +26,7 @@ from router.errors import ApiError, missing, model_not_found, wrong_type
 from router.flags import FlagTable
 from router.logs import get_logger
 from router.metrics import RouterMetrics
+from router.options import read_options
 from router.request import Reply, Request
 
 log = get_logger()
@@ -244,6 +245,9 @@ def _parse(body: bytes, headers: dict[bytes, bytes], request_id: bytes, *, drill
             return wrong_type(name, expected)
     if not data["model"]:
         return missing("model")
+    options = read_options(data, headers)
+    if isinstance(options, ApiError):
+        return options
     return Request(
         body=data,
         size=len(body),
@@ -252,6 +256,7 @@ def _parse(body: bytes, headers: dict[bytes, bytes], request_id: bytes, *, drill
         request_id=request_id.decode(),
         unit_header=_text(headers.get(b"x-penstock-unit")),
         authorization=_text(headers.get(b"authorization")),
+        options=options,
         drill=drill,
     )
 

@@ -6,10 +6,12 @@ every attempt alike in the series of its model.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from router.admission import Permit
 from router.breaker import Verdict, verdict_of
+from router.choose import Recent
 from router.config import RouterConfig
 from router.logs import get_logger
 from router.metrics import ArmSeries, FallbackReason, RouterMetrics
@@ -39,10 +41,12 @@ class RequestKey:
 
 
 class Ledger:
-    """Prices and providers of all models, and where to book."""
+    """Prices and providers of all models, what they were like lately, and where to book."""
 
-    def __init__(self, config: RouterConfig, metrics: RouterMetrics) -> None:
+    def __init__(self, config: RouterConfig, metrics: RouterMetrics, clock: Callable[[], float] = time.monotonic) -> None:
         self.metrics = metrics
+        self.clock = clock
+        self.recent = {m.name: Recent() for m in config.models}
         self.log_requests = config.log_requests
         self.rates = {m.name: Rates.of(m.price) for m in config.models if m.price is not None}
         self.providers = {m.name: m.provider for m in config.models}
@@ -95,8 +99,10 @@ class Attempt:
     def first_token(self) -> None:
         if self.permit is not None:
             self.permit.promising()
+        took_s = time.perf_counter() - self._started
+        self._ledger.recent[self.model].first_token(took_s, self._ledger.clock())
         if self.assigned:
-            self._series.ttft.observe(time.perf_counter() - self._started)
+            self._series.ttft.observe(took_s)
 
     def completed(self, tokens: Tokens | None, text_bytes: int) -> None:
         tokens = tokens or estimated(self._request_bytes, text_bytes)
@@ -140,6 +146,7 @@ class Attempt:
         ledger = self._ledger
         totals = ledger.metrics.model(self.model, ledger.providers[self.model])
         totals.duration.observe(took_s)
+        ledger.recent[self.model].ended(outcome, took_s, tokens.output if tokens else None, ledger.clock())
         if outcome != "ok":
             totals.errors[outcome].inc()
         if tokens is not None:

@@ -9,17 +9,19 @@ Its one rule: an attempt is booked once, wherever it ends: here, or at the end o
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import orjson
 
 from router.admission import Admission, Visitor
 from router.attempt import Stream, Target, complete
 from router.booking import Attempt, Ledger, RequestKey
-from router.caps import Fit
+from router.caps import Card, Fit
 from router.connections import Connections
 from router.errors import broken_off
 from router.logs import get_logger
 from router.outcome import Failed
+from router.reasoning import reasoned
 from router.request import Reply, Request
 from router.selection import Step, payload
 
@@ -60,11 +62,19 @@ class Slice:
 class Caller:
     """
     Args:
-        targets: Where each model of the configuration is served.
+        targets, cards: Where each model of the configuration is served, and what it can do.
     """
 
-    def __init__(self, targets: Mapping[str, Target], connections: Connections, admission: Admission, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        targets: Mapping[str, Target],
+        cards: Mapping[str, Card],
+        connections: Connections,
+        admission: Admission,
+        ledger: Ledger,
+    ) -> None:
         self.targets = targets
+        self._cards = cards
         self._connections = connections
         self._admission = admission
         self._ledger = ledger
@@ -95,7 +105,7 @@ class Caller:
     async def _json(
         self, request: Request, step: Step, fit: Fit, target: Target, attempt: Attempt, key: RequestKey, time: Slice
     ) -> Reply | Failed:
-        body = orjson.dumps(payload(request.body, step, target.upstream_name, fit.fields))
+        body = orjson.dumps(self._fields(request, step, fit, target))
         try:
             result = await complete(self._connections, target, body, _headers(target, request), time.whole_s)
         except asyncio.CancelledError:
@@ -152,8 +162,12 @@ class Caller:
                 attempt.cancelled(stream.tokens, stream.text_bytes)
             stream.close()
 
+    def _fields(self, request: Request, step: Step, fit: Fit, target: Target) -> dict[str, Any]:
+        made = payload(request.body, step, target.upstream_name, fit.fields)
+        return reasoned(made, request.options.effort, self._cards[step.model].reasoning)
+
     def _open(self, request: Request, step: Step, fit: Fit, target: Target, time: Slice) -> Stream:
-        fields = payload(request.body, step, target.upstream_name, fit.fields)
+        fields = self._fields(request, step, fit, target)
         asked = request.body.get("stream_options")
         options = asked if isinstance(asked, dict) else {}
         fields["stream"] = True

@@ -17,6 +17,7 @@ import orjson
 
 from router import config
 from router.outcome import Failed
+from router.reasoning import Style
 from router.usage import BYTES_PER_TOKEN, Rates
 
 Endpoint = Literal["chat", "responses", "embeddings"]
@@ -43,6 +44,10 @@ class Card:
     context_tokens: int | None
     max_output_tokens: int | None
     output_field: str | None
+    tools: bool
+    streaming: bool
+    reasoning: Style | None
+    quality: float | None
     rates: Rates | None
 
     @classmethod
@@ -52,6 +57,10 @@ class Card:
             context_tokens=model.context_tokens,
             max_output_tokens=model.max_output_tokens,
             output_field=model.output_field,
+            tools=model.tools,
+            streaming=model.streaming,
+            reasoning=model.reasoning,
+            quality=model.quality,
             rates=None if model.price is None else Rates.of(model.price),
         )
 
@@ -66,6 +75,7 @@ class Weight:
         output: The longest answer that the client wants, in tokens; None if it does not say.
         fields: Under which names it says so.
         choices: How many answers it wants.
+        stream, tools: What it needs the model to be able to do.
     """
 
     endpoint: Endpoint
@@ -73,6 +83,8 @@ class Weight:
     output: int | None
     fields: tuple[str, ...]
     choices: int
+    stream: bool = False
+    tools: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +117,8 @@ def weigh(body: Mapping[str, Any], size: int, endpoint: Endpoint) -> Weight:
         output=min((body[name] for name in fields), default=None),
         fields=fields,
         choices=body.get("n") or 1,
+        stream=bool(body.get("stream")),
+        tools=bool(body.get("tools") or body.get("functions")),
     )
 
 
@@ -124,6 +138,9 @@ def fit(weight: Weight, card: Card, caps: config.Caps | None, budget_usd: float 
     Returns:
         Failed: it does not go to this model, whoever else may take it.
     """
+    if (weight.tools and not card.tools) or (weight.stream and not card.streaming):
+        detail = f"it cannot {'call tools' if weight.tools and not card.tools else 'stream'}"
+        return Failed(outcome="error", detail=detail, unasked="unable")
     most = weight.output
     lowered: Literal["output", "cost"] | None = None
     for limit in (None if caps is None else caps.output_tokens, card.max_output_tokens if most is not None else None):

@@ -11,8 +11,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
+from router.reasoning import Style
 from specfile import Inconsistent, Loc, Money, PositiveDuration, Ratio, parse
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$"
@@ -144,6 +155,9 @@ class Model(_Spec):
         context_tokens: What goes into it, question and answer together; a longer request is not sent to it.
         max_output_tokens: Its longest answer; a client's larger limit is lowered to it.
         output_field: The only name it knows for that limit; by default the one that the client uses.
+        tools, streaming: Whether it can; a request that needs what it cannot is not sent to it.
+        reasoning: In whose words it is told how much to reason; by default OpenAI's, and clients' own fields as they are.
+        quality: How good its answers are on a scale of one's own, for ``optimize_for: quality``.
     """
 
     name: Name
@@ -153,6 +167,10 @@ class Model(_Spec):
     context_tokens: PositiveInt | None = None
     max_output_tokens: PositiveInt | None = None
     output_field: Literal["max_tokens", "max_completion_tokens"] | None = None
+    tools: bool = True
+    streaming: bool = True
+    reasoning: Style | None = None
+    quality: NonNegativeFloat | None = None
     limits: Limits | None = None
     price: Price | None = None
     breaker: Breaker | None = None

@@ -19,6 +19,7 @@ from router.attempt import Target
 from router.booking import Attempt, Ledger, Refusal, RequestKey
 from router.caller import Caller, Slice
 from router.caps import Card, Fit, fit
+from router.choose import rank
 from router.config import RouterConfig
 from router.connections import Connections
 from router.errors import ApiError, input_too_long, model_not_found, nobody_answered
@@ -27,9 +28,10 @@ from router.limits import share_s
 from router.logs import get_logger
 from router.metrics import RouterMetrics
 from router.mirror import Mirror
+from router.options import KEY, NO_OPTIONS, Goal
 from router.outcome import Failed
 from router.request import Reply, Request
-from router.selection import NoDrill, Plan, Selector, Step, unit_of
+from router.selection import AUTO, NoDrill, Plan, Selector, Step, auto_plan, in_order, preferring, unit_of
 
 log = get_logger()
 
@@ -57,11 +59,11 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.selector = Selector(config)
-        self.ledger = Ledger(config, metrics)
-        admission = Admission(config, metrics, clock)
+        self.ledger = Ledger(config, metrics, clock)
+        self._admission = admission = Admission(config, metrics, clock)
         self._config = config
         self._cards = {m.name: Card.of(m) for m in config.models}
-        self._caller = Caller(targets, connections, admission, self.ledger)
+        self._caller = Caller(targets, self._cards, connections, admission, self.ledger)
         self._mirror = Mirror(config.shadow, self._caller, admission, self.ledger, metrics)
         self._flags = flags
         self._metrics = metrics
@@ -78,6 +80,8 @@ class Engine:
         model = request.body["model"]
         if request.drill:
             return await self._drill(model, request)
+        if request.options is not NO_OPTIONS and (unknown := self._unknown(request)) is not None:
+            return _unplanned(unknown)
         plan = self._plan(model, request)
         if plan is None:
             return _unplanned(model_not_found(model))
@@ -121,23 +125,44 @@ class Engine:
                 return replace(await self._attempts(plan, request), drill=True)
 
     def _plan(self, model: str, request: Request) -> Plan | None:
-        route = self.selector.route_for(model)
+        route, options = self.selector.route_for(model), request.options
         flag = self._flags.get(route.flag) if route is not None and route.flag else None
         unit = None
         if route is not None and flag is not None:
             kind = route.unit or flag.unit
             user = request.body.get("user")
             unit = unit_of(kind, user, request.unit_header, request.authorization, request.request_id)
-        plan = self.selector.plan(model, flag, unit, self._now())
+        plan = self.selector.plan(model, flag, unit, self._now(), options.fallback_models)
         if plan is not None and plan.reason == "no_unit":
             self._metrics.unit_missing(plan.flag)
+        goal = options.optimize_for
+        if plan is None and model == AUTO:
+            plan, goal = auto_plan(list(self._cards), list(self._flags.flags.values())), goal or "quality"
+        if plan is None:
+            return None
+        if goal is not None:
+            plan = in_order(plan, self._ranked(plan, request, goal), flag)
+        if options.preferred_model is not None:
+            plan = preferring(plan, options.preferred_model, flag, self._now())
         return plan
+
+    def _ranked(self, plan: Plan, request: Request, goal: Goal) -> list[str]:
+        cards = [self._cards[step.model] for step in plan.steps if step.model in self._cards]
+        now = self._clock()
+        readings = {card.model: self.ledger.recent[card.model].read(now) for card in cards}
+        return rank(cards, request.weight, readings, {card.model: self._admission.closed(card.model) for card in cards}, goal)
+
+    def _unknown(self, request: Request) -> ApiError | None:
+        for option, names in request.options.models.items():
+            if unknown := self.selector.unknown(names):
+                return replace(model_not_found(unknown[0]), status=400, param=f"{KEY}.{option}")
+        return None
 
     async def _attempts(self, plan: Plan, request: Request) -> Reply:
         first = plan.steps[0].model
         key = RequestKey(route=plan.route, flag=plan.flag, arm=plan.arm, model=first, streaming=request.stream, drill=plan.drill)
         fits = [self._fit(step, request) for step in plan.steps]
-        if all(isinstance(each, Failed) and each.unasked in ("unfit", "cost") for each in fits):
+        if all(isinstance(each, Failed) and each.unasked in ("unfit", "unable", "cost") for each in fits):
             return self._unfit(key, plan, fits, request)
         until = self._clock() + self._deadline_s(plan, request)
         failures: list[tuple[str, Failed]] = []
@@ -193,7 +218,8 @@ class Engine:
         card = self._cards.get(step.model)
         if card is None:
             return Failed(outcome="error", detail=f"model {step.model!r} is not in this router's configuration")
-        return fit(request.weight, card, self._config.caps, self._budget_usd)
+        budgets = [usd for usd in (self._budget_usd, request.options.max_cost_usd) if usd is not None]
+        return fit(request.weight, card, self._config.caps, min(budgets, default=None))
 
     def _unfit(self, key: RequestKey, plan: Plan, fits: list[Fit | Failed], request: Request) -> Reply:
         """Nobody can take it, and the request itself is why: no model's fault, and no call was made."""
@@ -208,10 +234,12 @@ class Engine:
     def _deadline_s(self, plan: Plan, request: Request) -> float:
         spec = self._config.deadline.stream if request.stream else self._config.deadline.request
         if spec is not None:
-            return spec.total_seconds()
-        targets = [self._caller.targets[step.model] for step in plan.steps if step.model in self._caller.targets]
-        # Half of it is kept for those after the first (`share_s`): so the first has all of its own.
-        return 2 * max((t.stream_s if request.stream else t.request_s for t in targets), default=0.0)
+            own_s = spec.total_seconds()
+        else:
+            targets = [self._caller.targets[step.model] for step in plan.steps if step.model in self._caller.targets]
+            # Half of it is kept for those after the first (`share_s`): so the first has all of its own.
+            own_s = 2 * max((t.stream_s if request.stream else t.request_s for t in targets), default=0.0)
+        return min(own_s, request.options.deadline_s or own_s)
 
 
 _DRILLED = Failed(outcome="error", detail="failed on purpose, as a drill asked; it was not called")

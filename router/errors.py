@@ -79,6 +79,8 @@ def nobody_answered(failures: Sequence[tuple[str, Failed]]) -> ApiError:
     match last:
         case Failed(unasked="unfit"):
             return ApiError(status=400, message=message, param="messages", code="context_length_exceeded", retryable=False)
+        case Failed(unasked="unable"):
+            return ApiError(status=400, message=message, code="unsupported", retryable=False)
         case Failed(unasked="cost"):
             return ApiError(status=400, message=message, code="cost_limit_exceeded", retryable=False)
         case Failed(unasked="breaker"):
@@ -100,5 +102,5 @@ def broken_off(model: str, failed: Failed) -> ApiError:
 
 def _promise(failed: Failed) -> tuple[int, float]:
     """Of failures without a call: the one that soonest lets a client come back."""
-    order = ("deadline", "cost", "unfit", "breaker", "limit")
+    order = ("deadline", "unable", "cost", "unfit", "breaker", "limit")
     return order.index(failed.unasked or "deadline"), -float(failed.retry_after or 0)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 Outcome = Literal["ok", "error", "timeout", "rate_limited", "client_error", "cancelled"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-Unasked = Literal["breaker", "limit", "unfit", "cost", "deadline"]
+Unasked = Literal["breaker", "limit", "unfit", "unable", "cost", "deadline"]
 """Why a model was passed over without a call."""
 
 CLIENT_FAULTS = frozenset({400, 413, 422})

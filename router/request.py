@@ -10,6 +10,7 @@ from typing import Any
 
 from router.caps import Weight
 from router.errors import ApiError
+from router.options import NO_OPTIONS, Options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class Request:
         request_id: Goes upstream as ``x-request-id``.
         unit_header: The header ``x-penstock-unit``.
         authorization: The header of that name.
+        options: What it says about how it is routed.
         drill: A synthetic request: the candidate fails without being asked.
     """
 
@@ -35,6 +37,7 @@ class Request:
     request_id: str
     unit_header: str | None = None
     authorization: str | None = None
+    options: Options = NO_OPTIONS
     drill: bool = False
 
     @property

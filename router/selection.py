@@ -5,17 +5,21 @@ Pure: values in, a `Plan` out; no clock, no I/O. Its one rule: the plan is compl
 on failure is decided by configuration and not by the moment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, Literal
 
-from flagspec import RouteFlag, Variant, assign
+from flagspec import WEIGHT_MAX, RouteFlag, Variant, assign
 from router.config import Route, RouterConfig
+from router.options import KEY
 
 Arm = Literal["baseline", "candidate", "shadow"]
+
+AUTO = "auto"
+"""Whoever asks for this name gets the best of all models, unless a route or a model is called so."""
 
 _ENVELOPE = frozenset({"model", "messages", "stream", "stream_options"})
 """What a variant's params never set: they would change what the client is told or how it is answered."""
@@ -49,7 +53,8 @@ class Plan:
         drill: A synthetic request: the first step is not made but taken as failed.
         refusal_checked: The first step is the candidate and the second the control, which has the say on whose fault it is when
             the candidate refuses the request.
-        reason: Why this arm: `flagspec.Assignment.reason`, or ``no_flag``, ``flag_unseen``, ``direct``, ``drill``.
+        reason: Why this arm: `flagspec.Assignment.reason`, or ``no_flag``, ``flag_unseen``, ``direct``, ``drill``, ``auto``,
+            ``preferred``, ``optimized``.
     """
 
     route: str
@@ -82,15 +87,22 @@ class Selector:
 
     def names(self) -> list[str]:
         """Every name that a client may ask for, routes first."""
-        return [*self._routes, *sorted(self._models - self._routes.keys())]
+        return list(dict.fromkeys([*self._routes, *sorted(self._models), AUTO]))
 
-    def plan(self, model: str, flag: RouteFlag | None, unit: str | None, now: datetime) -> Plan | None:
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """Those that are no models of this configuration."""
+        return [name for name in names if name not in self._models]
+
+    def plan(
+        self, model: str, flag: RouteFlag | None, unit: str | None, now: datetime, fallbacks: Sequence[str] | None = None
+    ) -> Plan | None:
         """
         Args:
-            model: What the client asked for.
+            model: What the client asked for; not `AUTO`, unless a route or a model is called so.
             flag: The flag of the model's route as last seen; None if the route has none or it was never seen.
             unit: What is bucketed; see `unit_of`.
             now: Aware time, for the flag's lease.
+            fallbacks: In place of the route's own.
 
         Returns:
             The plan; None if nothing of that name exists.
@@ -99,10 +111,10 @@ class Selector:
         if route is None:
             if model not in self._models:
                 return None
-            return Plan(route="", flag="", arm="baseline", steps=(Step(model=model),), mirror=None, reason="direct")
+            return _apart("", _steps([model, *(fallbacks or ())]), "direct")
         if flag is None:
             reason = "flag_unseen" if route.flag else "no_flag"
-            steps = _chain(route, Step(model=route.default))
+            steps = _chain(route, Step(model=route.default), fallbacks=fallbacks)
             return Plan(route=route.name, flag=route.flag or "", arm="baseline", steps=steps, mirror=None, reason=reason)
         said = assign(flag, unit, now)
         first, control = _step(said.variant), _step(flag.control)
@@ -111,7 +123,7 @@ class Selector:
             route=route.name,
             flag=flag.key,
             arm=arm,
-            steps=_chain(route, first, control),
+            steps=_chain(route, first, control, fallbacks),
             mirror=None if said.mirror is None else _step(said.mirror),
             reason=said.reason,
             refusal_checked=arm == "candidate" and first != control,
@@ -148,6 +160,41 @@ class Selector:
         return Plan(route=route.name, flag=flag.key, arm="candidate", steps=steps, mirror=None, reason="drill", drill=True)
 
 
+def auto_plan(models: Sequence[str], flags: Iterable[RouteFlag]) -> Plan:
+    """
+    All models of the table, for whoever asks for `AUTO` where no route is called so. Models under evaluation are left out: who may see
+    them is for their flag to say.
+    """
+    barred = {f.candidate.model for f in flags if f.killed or f.weight < WEIGHT_MAX} - {f.control.model for f in flags}
+    return _apart("", _steps([name for name in models if name not in barred] or models), "auto")
+
+
+def preferring(plan: Plan, model: str, flag: RouteFlag | None, now: datetime) -> Plan:
+    """
+    The plan with another model first. Such a request takes no part in the flag's comparison. A candidate whose flag is killed or lapsed
+    is nobody's to prefer: the plan stays as it is.
+    """
+    off = flag is not None and (flag.killed or (flag.lease is not None and now >= flag.lease))
+    if flag is not None and off and model == flag.candidate.model != flag.control.model:
+        return plan
+    others = [step for step in plan.steps if step.model != model or step.forced]
+    return _apart(plan.route, (Step(model=model), *others), "preferred")
+
+
+def in_order(plan: Plan, models: Sequence[str], flag: RouteFlag | None) -> Plan:
+    """
+    The plan's own models in another order; the last resort stays last. Such a request takes no part in the flag's comparison, and only
+    who was assigned to the candidate gets it.
+    """
+    barred = flag.candidate.model if flag is not None and plan.arm != "candidate" else None
+    if flag is not None and barred == flag.control.model:
+        barred = None
+    place = {name: i for i, name in enumerate(models)}
+    steps = {step.model: step for step in reversed(plan.steps) if not step.forced and step.model != barred}
+    ordered = sorted(steps.values(), key=lambda step: place.get(step.model, len(place)))
+    return _apart(plan.route, (*ordered, *(step for step in plan.steps if step.forced)), "optimized")
+
+
 def unit_of(kind: str, user: str | None, header: str | None, authorization: str | None, request_id: str) -> str | None:
     """
     What identifies the request for the split.
@@ -179,6 +226,7 @@ def payload(
     """
     params = {k: v for k, v in step.params.items() if k not in _ENVELOPE} if step.params else {}
     made = {**params, **body, "model": upstream_name}
+    made.pop(KEY, None)
     for name, value in fields.items():
         if value is None:
             made.pop(name, None)
@@ -191,7 +239,16 @@ def _step(variant: Variant) -> Step:
     return Step(model=variant.model, params=variant.params)
 
 
-def _chain(route: Route, assigned: Step, control: Step | None = None) -> tuple[Step, ...]:
+def _apart(route: str, steps: tuple[Step, ...], reason: str) -> Plan:
+    """A request that no flag has assigned: nothing of it is booked for an arm of one."""
+    return Plan(route=route, flag="", arm="baseline", steps=steps, mirror=None, reason=reason)
+
+
+def _steps(models: Iterable[str]) -> tuple[Step, ...]:
+    return tuple(Step(model=name) for name in dict.fromkeys(models))
+
+
+def _chain(route: Route, assigned: Step, control: Step | None = None, fallbacks: Sequence[str] | None = None) -> tuple[Step, ...]:
     """
     The assigned step, the control if it is another one (be it only by its params), fallbacks that were not tried yet, and the
     last resort, which may be one of them whose breaker was open.
@@ -200,7 +257,8 @@ def _chain(route: Route, assigned: Step, control: Step | None = None) -> tuple[S
     if control is not None and control != assigned:
         steps.append(control)
     tried = {s.model for s in steps}
-    steps += [Step(model=name) for name in dict.fromkeys(route.fallbacks) if name not in tried]
+    others = route.fallbacks if fallbacks is None else fallbacks
+    steps += [step for step in _steps(others) if step.model not in tried]
     if route.last_resort is not None:
         steps.append(Step(model=route.last_resort, forced=True))
     return tuple(steps)

@@ -155,7 +155,7 @@ async def test_the_openai_sdk_gets_its_answer_and_its_error_classes(router: Rout
     async with openai.AsyncOpenAI(base_url=f"{router.url}/v1", api_key="k", max_retries=0) as client:
         answer = await client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "Hi"}])
         assert (answer.choices[0].message.content, answer.model) == ("Hello", "old")
-        assert {m.id for m in (await client.models.list()).data} == {"chat", "old", "new", "spare"}
+        assert {m.id for m in (await client.models.list()).data} == {"chat", "old", "new", "spare", "auto"}
         assert (await client.models.retrieve("chat")).id == "chat"
         with pytest.raises(openai.NotFoundError) as unknown:
             await client.chat.completions.create(model="nope", messages=[])

@@ -294,7 +294,7 @@ async def test_the_list_of_models_says_which_names_a_flag_decides_about(router: 
     async with router.http.get(f"{router.url}/v1/models") as response:
         shown = {m["id"]: m.get("penstock") for m in (await response.json())["data"]}
     assert shown == {
-        "chat": {"environment": "production", "route": "chat", "flag": "chat-model"}, "old": None, "new": None, "spare": None,
+        "chat": {"environment": "production", "route": "chat", "flag": "chat-model"}, "old": None, "new": None, "spare": None, "auto": None,
     }  # fmt: skip
     async with router.http.get(f"{router.url}/v1/models/chat") as response:
         assert (await response.json())["penstock"]["flag"] == "chat-model"

@@ -71,7 +71,7 @@ async def test_the_models_are_listed(router: Router) -> None:
         with sdk(router, "k") as client:
             return [model.id for model in client.models.list()]
 
-    assert await asyncio.to_thread(listed) == ["chat", "new", "old", "spare"]
+    assert await asyncio.to_thread(listed) == ["chat", "new", "old", "spare", "auto"]
 
 
 def test_the_guides_router_yaml_and_model_list_are_what_they_say() -> None:

@@ -6,6 +6,7 @@ command that cannot be done says why and leaves nothing behind.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 
 from controller.commit import Committed, commit, lower_unrecorded, record, settle
@@ -72,9 +73,15 @@ def start(
         return replay(ports.audit.entries(rollout_id))
     except UnknownRollout:
         pass
-    if check is not None:
-        check()
-    check_start(plan, ports)
+    try:
+        if check is not None:
+            check()
+        check_start(plan, ports)
+    except FlagHeld:
+        # By this very rollout, where the same start came twice at once.
+        with suppress(UnknownRollout):
+            return replay(ports.audit.entries(rollout_id))
+        raise
     event = Opened(plan=plan, plan_digest=plan_digest, key=key)
     draft = Entry(rollout_id=rollout_id, seq=1, at=ports.audit.now(), actor=actor, event=event)
     opened = replay([draft])

@@ -21,7 +21,8 @@ the environment always wins over it.
 | PENSTOCK_SLACK_CHANNEL | default channel | `#llm-rollouts` |
 | PENSTOCK_SLACK_API_URL | another Slack API, for a stand-in | Slack's |
 | PENSTOCK_ACTOR | who acts on the command line | the login name |
-| PENSTOCK_GROUPS | the groups of that person, comma separated | none |
+| PENSTOCK_GROUPS | the groups of that person, comma separated; of no effect with a people file | none |
+| PENSTOCK_PEOPLE_FILE | the people.yaml that says who may do what | none: names and groups are what the caller says |
 | PENSTOCK_CRASH_AT | where this process kills itself, `point[:nth]`: for `./dev chaos` only | nowhere |
 """
 
@@ -61,6 +62,7 @@ class Settings:
     slack_api_url: str | None = None
     actor: str = ""
     groups: tuple[str, ...] = ()
+    people_file: Path | None = None
     crash_at: str = ""
 
     @property
@@ -105,6 +107,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         actor=env.get("PENSTOCK_ACTOR") or _login(),
         crash_at=env.get("PENSTOCK_CRASH_AT", ""),
         groups=tuple(g.strip() for g in env.get("PENSTOCK_GROUPS", "").split(",") if g.strip()),
+        people_file=None if not (people := env.get("PENSTOCK_PEOPLE_FILE", "").strip()) else Path(people).absolute(),
     )
 
 

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from controller import crash
 from controller.commands import CommandRefused
 from controller.core.measurement import QueryFailed
+from controller.core.people import Caller, NotAllowed, claimed
 from controller.core.plan import Gate, Plan
 from controller.core.traffic import Question, TrafficRead
+from controller.people import PeopleFile
 from controller.ports import Drills, Measured, MetricSource, Notifier, Outbox, Ports, Scope
 from controller.settings import Settings, SettingsError
+from specfile import SpecError
 
 if TYPE_CHECKING:
     from controller.adapters.postgres import PostgresFlags, PostgresFlagSource
@@ -89,6 +92,40 @@ def _arm(crash_at: str) -> None:
         crash.arm(crash_at)
     except ValueError as exc:
         raise SettingsError(f"PENSTOCK_CRASH_AT: {exc}") from exc
+
+
+def open_people(settings: Settings) -> PeopleFile | None:
+    """
+    The people file that the settings name; None where none is named.
+
+    Raises:
+        SpecError: it cannot be used.
+    """
+    return None if settings.people_file is None else PeopleFile(settings.people_file)
+
+
+def caller_of(settings: Settings, name: str, groups: tuple[str, ...] = (), *, lowering: bool = False) -> Caller:
+    """
+    Who acts through a door that asks for no proof: the command line, Prefect's forms.
+
+    Args:
+        settings: Where the people file is.
+        name: Who the caller says to be.
+        groups: Which groups the caller claims; heeded only without a people file.
+        lowering: What is asked for can only lower. Then neither a stranger nor a file that cannot be read stands in the way: the name
+            is a claim here anyway, and seconds count.
+
+    Raises:
+        NotAllowed: the people file does not know the name.
+        SpecError: the people file cannot be used.
+    """
+    try:
+        file = open_people(settings)
+        return claimed(name, groups) if file is None else file.people().called(name)
+    except (NotAllowed, SpecError):
+        if not lowering:
+            raise
+        return claimed(name)
 
 
 def make_metrics(settings: Settings) -> MetricSource:

@@ -9,14 +9,18 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from controller import commands
+from controller.act import Ask, act
+from controller.commands import CommandRefused
 from controller.core.notice import standing
+from controller.core.people import NotAllowed, Right
 from controller.core.rollout import LogError
 from controller.ports import PortError
+from controller.wiring import caller_of
 from flows import record
 from flows.context import controller
 from flows.forms import Group, Person, RolloutId
 from flows.shown import only_logged
+from specfile import SpecError
 
 
 @flow(name="approve", flow_run_name="{approver} approves {rollout}", retries=0, persist_result=False)
@@ -32,8 +36,9 @@ def approve(rollout: RolloutId, approver: Person, group: Group) -> State[None]:
     log = get_run_logger()
     with controller() as c:
         try:
-            after = commands.approve(rollout, c.ports, actor=approver, groups=(group,))
-        except (commands.CommandRefused, PortError, LogError) as exc:
+            caller = caller_of(c.settings, approver, (group,))
+            after = act(Ask(verb=Right.APPROVE, rollout_id=rollout, groups=(group,)), caller, c.ports).rollout
+        except (CommandRefused, NotAllowed, PortError, LogError, SpecError) as exc:
             log.error("%s", exc)
             return Failed(message=str(exc))
         log.info("%s: %s", rollout, standing(after))

@@ -9,10 +9,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from controller.commands import CommandRefused, roll_back
+from controller.act import Ask, act
+from controller.commands import CommandRefused
 from controller.core.notice import standing
+from controller.core.people import NotAllowed, Right
 from controller.core.rollout import LogError
 from controller.ports import PortError
+from controller.wiring import caller_of
 from flows import record
 from flows.context import controller
 from flows.forms import Person, Reason, RolloutId
@@ -32,8 +35,9 @@ def rollback(rollout: RolloutId, reason: Reason, requested_by: Person = "prefect
     log = get_run_logger()
     with controller() as c:
         try:
-            after = roll_back(rollout, c.ports, actor=requested_by, reason=reason)
-        except (CommandRefused, PortError, LogError) as exc:
+            caller = caller_of(c.settings, requested_by, lowering=True)
+            after = act(Ask(verb=Right.ROLL_BACK, rollout_id=rollout, reason=reason), caller, c.ports).rollout
+        except (CommandRefused, NotAllowed, PortError, LogError) as exc:
             log.error("%s", exc)
             return Failed(message=str(exc))
         log.info("%s: %s", rollout, standing(after))

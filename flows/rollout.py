@@ -14,17 +14,20 @@ from prefect.exceptions import Pause
 from prefect.runtime import flow_run as this_run
 from prefect.states import Failed
 
+from controller.act import start
 from controller.codec import plan_digest
-from controller.commands import CommandRefused, start
+from controller.commands import CommandRefused
+from controller.core.people import NotAllowed
 from controller.core.rollout import replay
 from controller.ports import PortError
 from controller.spec import RolloutSpec
 from controller.sweep import look
 from controller.tick import Outcome
-from controller.wiring import check_models
+from controller.wiring import caller_of, check_models, open_people
 from flows import record
 from flows.context import controller
 from flows.shown import only_logged
+from specfile import SpecError
 
 
 @flow(
@@ -53,15 +56,17 @@ def rollout(spec: RolloutSpec, requested_by: str = "") -> State[None]:
         run = client.read_flow_run(run_id)
         creator = None if run.created_by is None else run.created_by.display_value
         try:
+            file = open_people(c.settings)
             opened = start(
                 plan,
                 plan_digest(plan),
+                caller_of(c.settings, creator or requested_by or "prefect"),
                 c.ports,
-                actor=creator or requested_by or "prefect",
                 key=str(run_id),
+                people=None if file is None else file.people(),
                 check=lambda: check_models(c.settings, plan),
             )
-        except (CommandRefused, PortError) as exc:
+        except (CommandRefused, NotAllowed, PortError, SpecError) as exc:
             log.error("not started: %s", exc)
             return Failed(name="Refused", message=str(exc))
         client.update_flow_run(run_id, tags=sorted({*run.tags, *record.tags_of(opened)}))

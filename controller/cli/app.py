@@ -2,7 +2,7 @@
 `penstock`: every command, and how each ends.
 
 Exit codes: 0 done; 1 an error, said in one line on stderr; 2 wrong usage; 3 the rollout was rolled back or aborted; 4 it waits for an
-approval; 5 time ran out. Its one rule: a command's module is imported when the command runs, so `--help` stays quick.
+approval; 5 time ran out; 6 it holds for another reason. Its one rule: a command's module is imported when the command runs, so `--help` stays quick.
 """
 
 import sys
@@ -16,7 +16,7 @@ app = App(
     version_flags=["--version"],
     help_flags=["--help", "-h"],
     help_format="plaintext",
-    help_epilogue="Exit codes: 0 done, 1 error, 2 usage, 3 rolled back or aborted, 4 waits for approval, 5 time ran out.",
+    help_epilogue="Exit codes: 0 done, 1 error, 2 usage, 3 rolled back or aborted, 4 waits for approval, 5 time ran out, 6 holds.",
 )
 
 _COMMANDS = {
@@ -27,13 +27,17 @@ _COMMANDS = {
     "get": ("controller.cli.rollouts:get", "Where a rollout stands; -w goes on watching."),
     "why": ("controller.cli.rollouts:why", "Why traffic moved, or did not: the sentence, the numbers, the queries."),
     "history": ("controller.cli.rollouts:history", "Every row of a rollout's audit log."),
-    "approve": ("controller.cli.rollouts:approve", "Say yes to the phase a rollout waits to enter."),
-    "pause": ("controller.cli.rollouts:pause", "Raise nothing until resumed; lowering stays armed."),
-    "resume": ("controller.cli.rollouts:resume", "Let a paused rollout go on; its phase bakes anew."),
-    "rollback": ("controller.cli.rollouts:rollback", "Bring the candidate back to 0% now."),
-    "abort": ("controller.cli.rollouts:abort", "Call a rollout off, whatever the candidate is like; 0% now."),
+    "approve": ("controller.cli.acting:approve", "Say yes to the phase a rollout waits to enter."),
+    "reject": ("controller.cli.acting:reject", "Say no to it: the rollout is paused and everybody is told."),
+    "override": ("controller.cli.acting:override", "Break-glass: the next step without approval, freeze or bake."),
+    "promote": ("controller.cli.acting:promote", "Go on now, if nothing stands against it; skips no check."),
+    "pause": ("controller.cli.acting:pause", "Raise nothing until resumed; lowering stays armed."),
+    "resume": ("controller.cli.acting:resume", "Let a paused rollout go on; its phase bakes anew."),
+    "rollback": ("controller.cli.acting:rollback", "Bring the candidate back to 0% now."),
+    "abort": ("controller.cli.acting:abort", "Call a rollout off, whatever the candidate is like; 0% now."),
     "drill": ("controller.cli.drill:drill", "Let something fail on purpose, for no user: fallback."),
     "flags": ("controller.cli.flags:flags", "The flags themselves: list, kill, unkill."),
+    "token": ("controller.cli.acting:token", "Tokens of the HTTP API: new."),
     "audit": ("controller.cli.audit:audit", "The audit log as a whole: verify."),
     "plan": (
         "controller.cli.planning:plan",
@@ -44,7 +48,7 @@ _COMMANDS = {
         "Whole rollouts of a rollout.yaml on invented traffic: good candidates and bad ones.",
     ),
     "backtest": ("controller.cli.planning:backtest", "What the gates of a rollout.yaml would have said of recorded traffic."),
-    "lint": ("controller.cli.checks:lint", "Check a rollout.yaml: every problem with file, line and column."),
+    "lint": ("controller.cli.checks:lint", "Check a rollout.yaml or people.yaml: every problem with file, line and column."),
     "tick": ("controller.cli.checks:tick", "One gate check, without Prefect."),
     "judge": ("controller.cli.judging:judge", "Judge recorded or generated traffic: JSON lines in, a decision a line out."),
     "guard": ("controller.cli.run:guard", "The loop that looks every few seconds and only lowers; delivers notices."),
@@ -54,7 +58,7 @@ _COMMANDS = {
     "doctor": ("controller.cli.checks:doctor", "Try every connection and say what is wrong and where."),
 }
 for _name, (_path, _help) in _COMMANDS.items():
-    if _name in ("drill", "flags", "audit"):  # apps of their own, with their own help
+    if _name in ("drill", "flags", "token", "audit"):  # apps of their own, with their own help
         app.command(_path, name=_name)
     else:
         app.command(_path, name=_name, help=_help)
@@ -84,6 +88,7 @@ def run(argv: list[str]) -> int:
 def _failed(exc: Exception) -> int:
     from controller.adapters.postgres.errors import BadDatabaseUrl, DatabaseProblem
     from controller.commands import CommandRefused
+    from controller.core.people import NotAllowed
     from controller.core.rollout import LogError
     from controller.ports import PortError
     from controller.settings import SettingsError
@@ -91,7 +96,16 @@ def _failed(exc: Exception) -> int:
     from specfile import SpecError
 
     if not isinstance(
-        exc, BadDatabaseUrl | DatabaseProblem | CommandRefused | LogError | PortError | SettingsError | ServiceError | SpecError
+        exc,
+        BadDatabaseUrl
+        | DatabaseProblem
+        | CommandRefused
+        | NotAllowed
+        | LogError
+        | PortError
+        | SettingsError
+        | ServiceError
+        | SpecError,
     ):
         raise exc
     print(f"penstock: {exc}" if not isinstance(exc, SpecError) else str(exc), file=sys.stderr)  # noqa: T201  # the command line's voice

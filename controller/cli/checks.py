@@ -1,6 +1,7 @@
 """The commands that check: lint, tick, migrate, doctor."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,20 +16,30 @@ from controller.settings import Settings, SettingsError, load
 
 def lint(file: Path, *, output: Output = "table") -> int:
     """
-    Check a rollout.yaml; every problem with file, line and column. Needs no service.
+    Check a rollout.yaml or a people.yaml; every problem with file, line and column. Needs no service.
 
     Args:
-        file: The rollout.yaml.
+        file: The rollout.yaml or people.yaml; its `kind` says which.
     """
     from controller.codec import plan_digest
-    from controller.spec import read
-    from specfile import SpecError
+    from controller.people import PeopleSpec
+    from controller.spec import RolloutSpec
+    from specfile import SpecError, load
 
     try:
-        spec = read(file)
+        written = load(file, name=str(file))
+        if written.data.get("kind") == "People":
+            people = written.validate(PeopleSpec)
+            found = {"people": len(people.people), "groups": len(people.groups)}
+            if output == "json":
+                print_json({"file": str(file), "ok": True, **found})
+            else:
+                console.print(f"{file}: ok, {found['people']} people in {found['groups']} groups", soft_wrap=True, markup=False)
+            return 0
+        spec = written.validate(RolloutSpec)
     except SpecError as exc:
         if output == "json":
-            problems = [{"path": p.path, "line": p.line, "column": p.column, "text": p.text} for p in exc.problems]
+            problems = [asdict(p) for p in exc.problems]
             print_json({"file": str(file), "ok": False, "problems": problems})
         else:
             errors.print(str(exc), soft_wrap=True, markup=False)

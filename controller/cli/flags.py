@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from controller.cli.output import Output, print_json, print_rows
-from controller.settings import SettingsError, load
+from controller.settings import load
 from flagspec import flag_to_json
 
 flags = App(name="flags", help="The flags themselves: list, kill, unkill.")
@@ -45,13 +45,13 @@ def unkill(
 
 
 def _switch(key: str, killed: bool, reason: str, environment: str, actor: str | None, output: str) -> int:
-    from controller.wiring import open_flags
+    from controller.act import switch
+    from controller.wiring import caller_of, open_flags
 
     settings = load()
-    if not reason.strip():
-        raise SettingsError("--reason: say why; it goes into the flag's history")
+    caller = caller_of(settings, actor or settings.actor, lowering=killed)
     with open_flags(settings) as store:
-        flag = store.set_killed(environment, key, killed, actor=actor or settings.actor, reason=reason)
+        flag = switch(store, environment, key, killed, caller, reason=reason)
     if output == "json":
         print_json(flag_to_json(flag))
     else:

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.live import Live
 
-from controller import codec, commands, describe
+from controller import act, codec, commands, describe
 from controller.cli.at_rest import readable
 from controller.cli.output import Output, console, errors, print_json, print_rows
 from controller.cli.screen import screen
@@ -20,10 +20,9 @@ from controller.core.rollout import LogError, Rollout, replay
 from controller.ports import Ports, UnknownRollout
 from controller.settings import Settings, load
 from controller.spec import read
-from controller.wiring import Controller, check_models, open_controller
+from controller.wiring import Controller, caller_of, check_models, open_controller, open_people
 
 Id = Annotated[str, Parameter(help="The rollout's id, or the beginning of it")]
-Reason = Annotated[str, Parameter(help="Goes into the audit log")]
 Actor = Annotated[str | None, Parameter(help="Who acts; default: PENSTOCK_ACTOR or the login name")]
 
 EXIT_ROLLED_BACK, EXIT_WAITS, EXIT_TIMEOUT = 3, 4, 5
@@ -71,21 +70,24 @@ def start(file: Path, *, key: str | None = None, actor: Actor = None, dry_run: b
     spec = read(file)
     plan = spec.to_plan()
     with opened() as (controller, settings):
-        who = actor or settings.actor
+        who, file_of = caller_of(settings, actor or settings.actor, settings.groups), open_people(settings)
         if dry_run:
+            if file_of is not None:
+                act.check_approvers(plan, file_of.people(), who.name)
             check_models(settings, plan)
             commands.check_start(plan, controller.ports)
             errors.print(f"{file}: could start now")
             return 0
-        rollout = commands.start(
+        rollout = act.start(
             plan,
             codec.plan_digest(plan),
+            who,
             controller.ports,
-            actor=who,
             key=key or str(uuid.uuid4()),
+            people=None if file_of is None else file_of.people(),
             check=lambda: check_models(settings, plan),
         )
-        _say(rollout, controller.ports, output)
+        say(rollout, controller.ports, output)
     for part in spec.kept_for_later():
         errors.print(f"note: {part} is kept in the audit log, but this release does not act on it yet")
     return 0
@@ -205,49 +207,7 @@ def history(rollout_id: Id, *, output: Output = "table") -> int:
     return 0
 
 
-def approve(
-    rollout_id: Id,
-    *,
-    group: Annotated[tuple[str, ...], Parameter(help="The group you approve as; default: PENSTOCK_GROUPS")] = (),
-    actor: Actor = None,
-    output: Output = "table",
-) -> int:
-    """Say yes to the phase that a rollout waits to enter; the next gate check acts on it."""
-    with opened() as (controller, settings):
-        name = resolve(controller.ports, rollout_id)
-        who, groups = actor or settings.actor, group or settings.groups
-        _say(commands.approve(name, controller.ports, actor=who, groups=tuple(groups)), controller.ports, output)
-    return 0
-
-
-def pause(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
-    """Raise nothing until resumed; lowering stays armed."""
-    return _act(commands.pause, rollout_id, reason, actor, output)
-
-
-def resume(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
-    """Let a paused rollout go on; its weight is set again and its phase bakes anew."""
-    return _act(commands.resume, rollout_id, reason, actor, output)
-
-
-def rollback(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
-    """Bring the candidate back to 0% now, because of the candidate."""
-    return _act(commands.roll_back, rollout_id, reason, actor, output)
-
-
-def abort(rollout_id: Id, *, reason: Reason, actor: Actor = None, output: Output = "table") -> int:
-    """Call the rollout off, whatever the candidate is like; 0% now."""
-    return _act(commands.abort, rollout_id, reason, actor, output)
-
-
-def _act(act: Callable[..., Rollout], rollout_id: str, reason: str, actor: str | None, output: str) -> int:
-    with opened() as (controller, settings):
-        name = resolve(controller.ports, rollout_id)
-        _say(act(name, controller.ports, actor=actor or settings.actor, reason=reason), controller.ports, output)
-    return 0
-
-
-def _say(rollout: Rollout, ports: Ports, output: str) -> None:
+def say(rollout: Rollout, ports: Ports, output: str) -> None:
     if output == "json":
         print_json(describe.detail(rollout, ports.audit.entries(rollout.id)))
     else:

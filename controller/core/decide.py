@@ -83,7 +83,7 @@ def decide(
 
     if failed := [r for r in results if r.verdict is Verdict.ERROR and r.mode is GateMode.ENFORCE]:
         return Hold(why=Why.METRICS_FAILED, text=_first_of(failed), next_look=now + policy.every)
-    if not results and not isinstance(settled, Pending):
+    if not results and _phase_or_none(settled) is not None:
         return Hold(why=Why.NOT_ENOUGH_EVIDENCE, text="no gate was judged", next_look=now + policy.every)
     missing = unproven(results)
     override = override_in_force(rollout, now)

@@ -268,6 +268,16 @@ def test_an_approval_counts_when_it_is_anothers_of_the_group_and_fresh(votes: tu
     assert isinstance(decision, Advance) is advances
 
 
+def test_the_first_phase_too_is_entered_once_people_said_yes() -> None:
+    canary, half, full = PLAN.phases
+    plan = replace(PLAN, phases=(replace(canary, approval=Approval(groups=("managers",))), half, full))
+    asked = AwaitingApproval(phase=None, since=BEGAN, entering=0, asked_at=BEGAN)
+    before = decide(rollout(asked, plan), InStep(), (), NOW, may_raise=True)
+    assert isinstance(before, Hold) and before.why is Why.AWAITING_APPROVAL
+    after = decide(rollout(replace(asked, votes=(vote("amir"),)), plan), InStep(), (), NOW, may_raise=True)
+    assert isinstance(after, Advance) and after.phase == 0
+
+
 def test_two_approvals_are_of_two_people() -> None:
     plan = with_approval(count=2)
     one = decide(rollout(waiting(vote("amir")), plan), InStep(), PASSED, NOW, may_raise=True)

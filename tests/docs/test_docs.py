@@ -16,9 +16,12 @@ from controller import settings
 from controller.cli.app import app
 from controller.cli.flags import flags
 from controller.core.decision import Why
+from controller.core.people import RIGHTS, Right, Role
 from controller.core.rollout import Abandoned, Applied, Approved, Decided, Opened, Overridden, Rejected
+from controller.people import PeopleSpec
 from controller.spec import RolloutSpec, read
 from router.config import RouterConfig, read_config
+from specfile import parse_text
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -124,6 +127,28 @@ def undescribed(model: type[BaseModel], page: str) -> list[str]:
 @pytest.mark.parametrize(("model", "page"), [(RolloutSpec, "rollout-yaml.md"), (RouterConfig, "router-yaml.md")])
 def test_every_field_of_a_file_is_in_its_section_of_the_reference(model: type[BaseModel], page: str) -> None:
     assert undescribed(model, page) == []
+
+
+def test_every_field_of_a_people_file_is_in_its_section_of_the_reference() -> None:
+    described = sections("people-yaml.md")
+    missing = []
+    for top, *rest in fields(PeopleSpec):
+        section, name = (top, ".".join(rest)) if rest and top in described else ("Top level", ".".join((top, *rest)))
+        if name not in described[section]:
+            missing.append(f"{section}: {name}")
+    assert missing == []
+
+
+def test_the_table_of_roles_is_the_one_in_the_code() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", (REFERENCE / "people-yaml.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cells = {right: [c.strip() == "yes" for c in rest.split("|")] for right, rest in rows if right in set(Right)}
+    assert cells == {right.value: [right in RIGHTS[role] for role in Role] for right in Right}
+
+
+def test_the_example_of_a_people_file_can_be_used() -> None:
+    text = (REFERENCE / "people-yaml.md").read_text(encoding="utf-8")
+    example = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0]
+    assert parse_text(PeopleSpec, example).to_people().called("dana").groups == ("release-managers",)
 
 
 def test_every_reason_and_every_event_is_in_the_reference() -> None:

@@ -8,6 +8,7 @@ One request passes in this direction, and nothing calls back:
     selection    pure: route, unit, flag -> the models to try
     caps         pure: what a request brings and asks for, and whether a model can take it
     options, choose, reasoning  what a request says about its own routing, and who is best then
+    environment  flags from environment variables, for a router without a controller
     drills       which requests are synthetic failures, and who may send them
     mirror       copies to the candidate, whose answers nobody sees
     caller       one attempt, from the gate before its model to its place in the books

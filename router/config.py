@@ -276,7 +276,12 @@ class Redact(_Spec):
 
 
 class RouterConfig(_Spec):
-    """The whole file."""
+    """
+    The whole file.
+
+    Args:
+        fallback_enabled: Whether anybody else is asked when the assigned model fails.
+    """
 
     api_version: Literal["penstock/v1"] = Field(alias="apiVersion")
     kind: Literal["Router"]
@@ -286,6 +291,7 @@ class RouterConfig(_Spec):
     providers: Annotated[list[Provider], Field(min_length=1)]
     models: Annotated[list[Model], Field(min_length=1)]
     routes: list[Route] = []
+    fallback_enabled: bool = True
     deadline: Deadline = Deadline()
     shadow: Shadow = Shadow()
     drills: Drills | None = None

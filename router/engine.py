@@ -114,6 +114,9 @@ class Engine:
 
     async def _drill(self, model: str, request: Request) -> Reply:
         """The same attempts as for a user whose candidate has failed; see `_try` for the one that is left out."""
+        if not self._config.fallback_enabled:
+            message = "No drill now: fallbacks are off (fallback_enabled)."
+            return _unplanned(ApiError(status=409, message=message, code="drill_no_fallback", retryable=False))
         route = self.selector.route_for(model)
         plan = self.selector.drill(model, self._flags.get(route.flag) if route is not None and route.flag else None, self._now())
         match plan:
@@ -144,6 +147,8 @@ class Engine:
             plan = in_order(plan, self._ranked(plan, request, goal), flag)
         if options.preferred_model is not None:
             plan = preferring(plan, options.preferred_model, flag, self._now())
+        if not self._config.fallback_enabled:
+            return replace(plan, steps=plan.steps[:1], refusal_checked=False)
         return plan
 
     def _ranked(self, plan: Plan, request: Request, goal: Goal) -> list[str]:

@@ -25,6 +25,7 @@ from router.config import RouterConfig, read_config, split_listen
 from router.connections import open_connections
 from router.drills import DrillDoor
 from router.engine import Engine
+from router.environment import governed
 from router.flags import FlagClient, FlagTable, check_snapshot, read_snapshot_file
 from router.metrics import RouterMetrics
 from specfile import SpecError
@@ -45,17 +46,22 @@ def create_app(
     The ASGI application; it opens its connections in its lifespan.
 
     Args:
-        environ: Where providers' keys and the token of drills are looked up.
+        environ: Where providers' keys, the token of drills and `router.environment`'s flags are looked up.
         directory: What a relative ``file:`` source of flags is relative to; by default the current directory.
         clock: Seconds that never run backwards, for breakers.
 
     Raises:
         FlagSpecError: a static snapshot cannot be used.
+        ValueError: a flag of the environment cannot.
     """
+    governing = governed(config, environ)
+    config = governing.config
+    if governing.said:
+        log.info("flags_in_force", **governing.said)
     metrics = RouterMetrics(config.environment)
     table = FlagTable(config.environment)
     targets = _targets(config, environ)
-    static = _static_snapshot(config, directory)
+    static = governing.snapshot or _static_snapshot(config, directory)
     client = None
     if config.flags is not None and static is None:
         client = FlagClient(config.flags, table, metrics)
@@ -100,6 +106,7 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
     try:
         config = read_config(config_path)
         host, port = split_listen(listen or config.listen)
+        logs.configure()
         app = create_app(config, directory=config_path.parent)
         sock = _bind(host, port)
     except (SpecError, FlagSpecError, ValueError) as exc:
@@ -108,7 +115,6 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
     except OSError as exc:
         _say(f"cannot listen on {listen or config.listen}: {exc.strerror or exc}")
         return 1
-    logs.configure()
     _say_what_is_missing(config, os.environ)
     server = _Server(
         uvicorn.Config(

@@ -7,6 +7,7 @@ Its one rule: it looks for the word COMMIT and understands nothing else of the p
 import contextlib
 import socket
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,7 +19,7 @@ class CuttingProxy:
     TCP on a free port of loopback, in front of the Unix socket of an embedded server.
 
     `cut_commit` is ``"before"`` (the COMMIT never reaches the server) or ``"after"`` (the server commits, its answer is lost); each
-    cuts one commit. `cut_all` ends every connection there is and, while `refuse` is set, every one that comes.
+    cuts one commit, and with `only` one of a transaction that said these words. `delay_s` holds up everything that is sent. `cut_all` ends every connection there is and, while `refuse` is set, every one that comes.
     """
 
     def __init__(self, url: str) -> None:
@@ -29,6 +30,8 @@ class CuttingProxy:
         self._database = parts.path.lstrip("/")
         self._open: set[socket.socket] = set()
         self.cut_commit: str | None = None
+        self.only = b""
+        self.delay_s = 0.0
         self.refuse = False
         self.swallow_notify = False
 
@@ -64,13 +67,20 @@ class CuttingProxy:
             threading.Thread(target=self._to_client, args=(server, client, state), daemon=True).start()
 
     def _to_server(self, client: socket.socket, server: socket.socket, state: dict[str, bool]) -> None:
+        said = False
         with contextlib.suppress(OSError):
             while data := client.recv(65536):
-                if b"COMMIT\0" in data and self.cut_commit is not None:
+                time.sleep(self.delay_s)
+                said = said or self.only in data
+                if b"COMMIT\0" not in data:
+                    server.sendall(data)
+                    continue
+                if said and self.cut_commit is not None:
                     how, self.cut_commit = self.cut_commit, None
                     if how == "before":
                         break
                     state["cut"] = True
+                said = False
                 server.sendall(data)
         _close(client)
         _close(server)

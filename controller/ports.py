@@ -155,7 +155,7 @@ class RolloutIndex(Protocol):
     """Which rollouts there are."""
 
     def active(self) -> Sequence[str]:
-        """Ids of the rollouts that hold a flag, oldest first."""
+        """Ids of the rollouts that have not ended: those that hold a flag, oldest first, and (a little later) those whose hold was lost."""
 
     def known(self, limit: int) -> Sequence[str]:
         """Ids of the latest rollouts, ended ones included, newest first."""

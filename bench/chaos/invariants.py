@@ -23,7 +23,7 @@ from controller.tick import slot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlagWrite:
-    """One row of `flag_history`."""
+    """One row of `flag_history`; `foreign` if it was written by another role than the controllers'."""
 
     key: str
     version: int
@@ -32,6 +32,7 @@ class FlagWrite:
     decision_id: str
     weights: Weights
     killed: bool
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +142,7 @@ def one_check_a_slot(facts: Facts) -> Iterator[str]:
 
 def one_flag_write(facts: Facts) -> Iterator[str]:
     """A decision that took effect wrote the flag once; one that did not, at most once."""
-    written = Counter(w.decision_id for w in facts.writes if w.action == "write")
+    written = Counter(w.decision_id for w in facts.writes if w.action == "write" and not w.foreign)
     for decision_id, n in written.items():
         if n > 1 and decision_id not in facts.strangers:
             yield f"{decision_id} wrote the flag {n} times"
@@ -155,6 +156,8 @@ def fresh_evidence(facts: Facts) -> Iterator[str]:
     """Every raise rests on a look that is at most `RAISE_VALID` older, and that began after the last restart of everybody."""
     decisions = _decisions(facts)
     for write in _raises(facts):
+        if write.foreign:
+            continue
         found = decisions.get(write.decision_id)
         if found is None or not isinstance(found.event, Decided):
             continue  # `authorised` tells of it
@@ -221,7 +224,7 @@ def log_agrees_with_flag(facts: Facts) -> Iterator[str]:
             continue
         if write is None:
             yield f"{rollout_id}: the log says {end.weights}, there is no flag"
-        elif write.decision_id in facts.strangers or write.killed:
+        elif write.decision_id in facts.strangers or write.killed or write.foreign:
             continue  # told by the trial that did it
         elif (write.weights, write.decision_id) != (end.weights, end.applied):
             yield f"{rollout_id}: the log says {end.weights} by {end.applied}, the flag {write.weights} by {write.decision_id}"
@@ -256,7 +259,7 @@ def authorised(facts: Facts) -> Iterator[str]:
     decisions = _decisions(facts)
     fences = {fence_id(i): e for i, e in decisions.items()}
     for write in facts.writes:
-        if write.decision_id in facts.strangers or write.decision_id.startswith("person:"):
+        if write.foreign or write.decision_id in facts.strangers or write.decision_id.startswith("person:"):
             continue
         if (found := decisions.get(write.decision_id)) is not None and isinstance(found.event, Decided):
             if found.event.weights_after != write.weights:
@@ -307,7 +310,7 @@ def in_order(facts: Facts) -> Iterator[str]:
         by_key.setdefault(write.key, []).append(write)
     for key, writes in by_key.items():
         for one, other in pairwise(writes):
-            if other.version != one.version + 1 and other.action != "delete":
+            if other.version != one.version + 1 and "delete" not in (one.action, other.action):
                 yield f"flag {key}: version {other.version} follows {one.version}"
 
 

@@ -31,7 +31,7 @@ from bench.chaos.stage import DATABASE, SCRAPE, Stage
 from bench.chaos.target import ENVIRONMENT, Flow, Truth
 from controller.adapters.postgres import PostgresAudit, app_url, reader_url
 from controller.adapters.postgres.chain import verify
-from controller.adapters.postgres.connect import connect
+from controller.adapters.postgres.connect import APP_ROLE, connect
 from controller.codec import notice_from_json
 from controller.core.decision import Weights
 from controller.core.plan import AtMost, Mode, Need, Phase, Plan, Policy, RateLimit, Silence
@@ -286,6 +286,7 @@ class World:
                     decision_id=r["decision_id"],
                     weights=Weights(live=r["weight"], shadow=r["shadow_weight"]),
                     killed=r["killed"],
+                    foreign=r["db_user"] != APP_ROLE,
                 )
                 for r in self.sql("SELECT * FROM penstock.flag_history ORDER BY revision")
             ],

@@ -14,7 +14,7 @@ from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresO
 from controller.adapters.postgres.chain import Head, head, verify
 from controller.adapters.postgres.connect import connect
 from controller.codec import plan_digest
-from controller.commands import start
+from controller.commands import check_start, start
 from controller.core.rollout import Decided, Gathered
 from controller.ports import AuditUnavailable, FlagHeld, Ports, SeqTaken, TextLost
 from controller.sweep import anybody_due
@@ -464,3 +464,17 @@ def test_a_rollout_that_lost_its_rows_keeps_nobody_from_starting_or_being_checke
     assert anybody_due(ports)
     wanted = plan("third")
     assert start(wanted, plan_digest(wanted), ports, actor="erin", key="k").seq == 1
+
+
+def test_a_rollout_whose_hold_was_taken_away_is_still_looked_at_until_it_ends(engine: Engine, owner_url: str) -> None:
+    audit = PostgresAudit(engine)
+    for rollout_id, flag in (("kept", "a"), ("robbed", "b"), ("over", "c")):
+        audit.append(opened(rollout_id, flag), None)
+    with connect(owner_url) as connection:
+        connection.execute("DELETE FROM penstock.flag_holds WHERE rollout_id <> 'kept'")
+    back = roll_back("over", 2)
+    audit.append(back, None)
+    audit.append(applied("over", 3, back), None)
+    assert audit.active() == ["kept", "robbed"]
+    with pytest.raises(FlagHeld, match="held by rollout robbed"):
+        check_start(plan("b"), Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=NoMetrics()))

@@ -8,6 +8,7 @@ looked up by its key under the same lock, where it can no longer change.
 
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,21 @@ from hashlib import sha256
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, RowMapping, Select, bindparam, delete, func, insert, literal_column, select, text
+from sqlalchemy import (
+    Connection,
+    Engine,
+    RowMapping,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    not_,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -45,6 +60,9 @@ from controller.ports import AuditUnavailable, FlagHeld, NewEntry, SeqTaken, Tex
 
 ENDING = frozenset({"promote", "roll_back", "abort"})
 """Decisions whose confirmation ends the rollout."""
+
+STRAYS_EVERY_S = 10.0
+"""Between two searches for rollouts that have not ended and hold no flag; only a hand in the database can have made one."""
 
 CACHED_ROLLOUTS = 256
 """Rows never change, so a guard that looks every few seconds reads only what is new. Bounded, for processes that live for months."""
@@ -85,6 +103,26 @@ def _head_query() -> Select[Any]:
 _HEAD = _head_query()
 
 
+def _strays_query() -> Select[Any]:
+    """Rollouts that have not ended and hold no flag: whoever took the hold away must not have taken the guard away with it."""
+    rows, held = audit.alias("rows"), flag_holds
+    last = (
+        select(rows.c.kind, rows.c.action)
+        .where(rows.c.rollout_id == audit.c.rollout_id)
+        .order_by(rows.c.seq.desc())
+        .limit(1)
+        .lateral("last")
+    )
+    holds = select(held.c.rollout_id).where(held.c.rollout_id == audit.c.rollout_id).exists()
+    over = and_(last.c.kind == "applied", func.coalesce(last.c.action, "").in_(sorted(ENDING)))
+    opened = audit.c.seq == literal_column("1")  # a literal, so that the index of first rows is used
+    both = audit.join(last, text("true"))
+    return select(audit.c.rollout_id).select_from(both).where(opened, not_(holds), not_(over)).order_by(audit.c.id)
+
+
+_STRAYS = _strays_query()
+
+
 class PostgresAudit(PostgresOutbox):
     """
     Entries carry the raw answers of their evidence as references (`sha256:...`), because a look at a rollout needs none of them;
@@ -94,6 +132,8 @@ class PostgresAudit(PostgresOutbox):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._strays: list[str] = []
+        self._strays_due_s = 0.0
         self._lock = threading.Lock()
 
     def now(self) -> datetime:
@@ -158,7 +198,11 @@ class PostgresAudit(PostgresOutbox):
     def active(self) -> Sequence[str]:
         query = select(flag_holds.c.rollout_id).order_by(flag_holds.c.audit_id)
         with translated(AuditUnavailable, "listing the active rollouts"), self._engine.connect() as connection:
-            return list(connection.scalars(query))
+            held = list(connection.scalars(query))
+            if time.monotonic() >= self._strays_due_s:
+                self._strays = list(connection.scalars(_STRAYS))
+                self._strays_due_s = time.monotonic() + STRAYS_EVERY_S
+        return [*held, *(i for i in self._strays if i not in held)]
 
     def known(self, limit: int) -> Sequence[str]:
         query = select(audit.c.rollout_id).where(audit.c.seq == literal_column("1")).order_by(audit.c.id.desc()).limit(limit)

@@ -36,6 +36,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+RETRY_HEADER = b"x-stainless-retry-count"
+"""How often OpenAI's libraries have sent this request before, by themselves."""
+
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _JSON = (b"content-type", b"application/json")
 _EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -258,6 +261,7 @@ def _parse(body: bytes, headers: dict[bytes, bytes], request_id: bytes, *, drill
         authorization=_text(headers.get(b"authorization")),
         options=options,
         drill=drill,
+        retry=headers.get(RETRY_HEADER, b"0").strip() not in (b"0", b""),
     )
 
 

@@ -304,6 +304,8 @@ def _judge(body: bytes, model: str) -> Completed | Failed:
         message = choice.get("message") if isinstance(choice, dict) else None
         if not isinstance(message, dict):
             return Failed(outcome="error", detail="a choice without a message", status=200)
+        if not choice.get("finish_reason"):
+            return Failed(outcome="error", detail="a choice without finish_reason", status=200)
         content = message.get("content")
         text_bytes += len(content.encode("utf-8", "replace")) if isinstance(content, str) else 0
     if not answer.get("model"):

@@ -30,6 +30,7 @@ class RequestKey:
     Args:
         model: The assigned one.
         drill: A synthetic request: its fallbacks count as fallbacks, and nothing of it counts for or against the arm.
+        retry: A client's own second try: the first one has counted, and this one does neither for nor against anybody.
     """
 
     route: str
@@ -38,6 +39,12 @@ class RequestKey:
     model: str
     streaming: bool
     drill: bool = False
+    retry: bool = False
+
+    @property
+    def trial(self) -> bool:
+        """Whether it is one observation of its arm."""
+        return not self.drill and not self.retry
 
 
 class Ledger:
@@ -59,8 +66,8 @@ class Ledger:
         return Attempt(self, key, model, request_bytes, assigned)
 
     def unavailable(self, key: RequestKey) -> None:
-        """A user's request that nobody answered; a mirrored copy and a drill have no user."""
-        if key.arm != "shadow" and not key.drill:
+        """A user's request that nobody answered; a mirrored copy and a drill have no user, and of a retry the first try has counted."""
+        if key.arm != "shadow" and key.trial:
             self.metrics.arm(key.route, key.flag, key.arm, key.model, key.streaming).unavailable.inc()
 
 
@@ -101,7 +108,7 @@ class Attempt:
             self.permit.promising()
         took_s = time.perf_counter() - self._started
         self._ledger.recent[self.model].first_token(took_s, self._ledger.clock())
-        if self.assigned:
+        if self.assigned and self._key.trial:
             self._series.ttft.observe(took_s)
 
     def completed(self, tokens: Tokens | None, text_bytes: int) -> None:
@@ -152,7 +159,7 @@ class Attempt:
         if tokens is not None:
             totals.input.inc(tokens.input)
             totals.output.inc(tokens.output)
-        if self.assigned:
+        if self.assigned and self._key.trial:
             series = self._series
             if outcome in ("ok", "timeout"):
                 series.duration.observe(took_s)
@@ -185,9 +192,9 @@ class Attempt:
         self.outcome = outcome
         key = self._key
         if self.assigned:
-            if not key.drill:
+            if key.trial:
                 self._series.requests[outcome].inc()
-        elif outcome not in ("cancelled", "client_error"):
+        elif outcome not in ("cancelled", "client_error") and not key.retry:
             # A fallback that refuses the request as well says something of the request, and nothing of the fallback.
             metrics = self._ledger.metrics
             why: FallbackReason = "drill" if key.drill else "failure"

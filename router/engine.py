@@ -85,7 +85,9 @@ class Engine:
         plan = self._plan(model, request)
         if plan is None:
             return _unplanned(model_not_found(model))
-        if plan.mirror is None:
+        if request.retry:
+            self._metrics.retried(plan.route, plan.flag, plan.arm)
+        if plan.mirror is None or request.retry:
             return await self._attempts(plan, request)
         answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._mirror.send(plan, plan.mirror, self._fit(plan.mirror, request), request, answered)
@@ -165,16 +167,27 @@ class Engine:
 
     async def _attempts(self, plan: Plan, request: Request) -> Reply:
         first = plan.steps[0].model
-        key = RequestKey(route=plan.route, flag=plan.flag, arm=plan.arm, model=first, streaming=request.stream, drill=plan.drill)
+        key = RequestKey(
+            route=plan.route,
+            flag=plan.flag,
+            arm=plan.arm,
+            model=first,
+            streaming=request.stream,
+            drill=plan.drill,
+            retry=request.retry,
+        )
         fits = [self._fit(step, request) for step in plan.steps]
         if all(isinstance(each, Failed) and each.unasked in ("unfit", "unable", "cost") for each in fits):
             return self._unfit(key, plan, fits, request)
         until = self._clock() + self._deadline_s(plan, request)
         failures: list[tuple[str, Failed]] = []
+        spent_usd = 0.0
         with Refusal() as refusal:
             for i, (step, fitted) in enumerate(zip(plan.steps, fits, strict=True)):
                 if step.forced and any(model == step.model and not failed.unasked for model, failed in failures):
                     continue
+                if spent_usd:
+                    fitted = self._fit(step, request, spent_usd)
                 attempt = self.ledger.begin(key, step.model, request.size, assigned=i == 0)
                 left_s = until - self._clock()
                 reply = await self._try(request, step, fitted, attempt, key, left_s, len(plan.steps) - 1 - i)
@@ -189,6 +202,7 @@ class Engine:
                 failures.append((step.model, reply))
                 if reply.unasked:
                     continue
+                spent_usd += self._spent_usd(step, request, reply)
                 log.warning(
                     "attempt_failed",
                     request_id=request.request_id,
@@ -219,12 +233,19 @@ class Engine:
         time = Slice.of(target, stream=request.stream, left_s=left_s, share_s=share_s(left_s, after))
         return await self._caller.call(request, step, fitted, attempt, key, time)
 
-    def _fit(self, step: Step, request: Request) -> Fit | Failed:
+    def _spent_usd(self, step: Step, request: Request, failed: Failed) -> float:
+        """What a failed attempt has cost, at least: who read the question bills it, whatever became of the answer."""
+        card = self._cards.get(step.model)
+        billed = failed.outcome == "timeout" or failed.status == 200
+        return request.weight.input * card.rates.input if billed and card is not None and card.rates is not None else 0.0
+
+    def _fit(self, step: Step, request: Request, spent_usd: float = 0.0) -> Fit | Failed:
         card = self._cards.get(step.model)
         if card is None:
             return Failed(outcome="error", detail=f"model {step.model!r} is not in this router's configuration")
         budgets = [usd for usd in (self._budget_usd, request.options.max_cost_usd) if usd is not None]
-        return fit(request.weight, card, self._config.caps, min(budgets, default=None))
+        budget_usd = min(budgets) - spent_usd if budgets else None
+        return fit(request.weight, card, self._config.caps, budget_usd)
 
     def _unfit(self, key: RequestKey, plan: Plan, fits: list[Fit | Failed], request: Request) -> Reply:
         """Nobody can take it, and the request itself is why: no model's fault, and no call was made."""

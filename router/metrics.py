@@ -109,6 +109,14 @@ class RouterMetrics:
         self._breaker_skipped = counter(
             "penstock_breaker_skipped", "Attempts not made because the breaker was open.", "environment", "model"
         )
+        self._retries = counter(
+            "penstock_client_retries",
+            "Requests that a client's library sent again by itself.",
+            "environment",
+            "flag",
+            "route",
+            "arm",
+        )
         self._limited = counter(
             "penstock_limited", "Attempts not made because a limit of the model was used up.", "environment", "model"
         )
@@ -173,6 +181,9 @@ class RouterMetrics:
         self._waiting.labels(self.environment, model).set_function(lambda: float(waiting()))
         return self._limited.labels(self.environment, model)
 
+    def retried(self, route: str, flag: str, arm: Arm) -> None:
+        self._retries.labels(self.environment, flag, route, arm).inc()
+
     def capped(self, what: Capped, action: CapAction) -> None:
         self._capped.labels(self.environment, what, action).inc()
 
@@ -203,6 +214,7 @@ class RouterMetrics:
         return generate_latest(self.registry)
 
     def _prime_arm(self, route: str, flag: str, arm: Arm, model: str, fallbacks: Sequence[str], *, drills: bool = False) -> None:
+        self._retries.labels(self.environment, flag, route, arm)
         reasons: tuple[FallbackReason, ...] = ("failure", "drill") if drills else ("failure",)
         for streaming in (False, True):
             self.arm(route, flag, arm, model, streaming)

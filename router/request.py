@@ -28,6 +28,7 @@ class Request:
         authorization: The header of that name.
         options: What it says about how it is routed.
         drill: A synthetic request: the candidate fails without being asked.
+        retry: The client's library sends it again by itself, after an answer or none.
     """
 
     body: Mapping[str, Any]
@@ -39,6 +40,7 @@ class Request:
     authorization: str | None = None
     options: Options = NO_OPTIONS
     drill: bool = False
+    retry: bool = False
 
     @property
     def client(self) -> str:

@@ -1,6 +1,7 @@
 """What happens when a model fails: before the first token another answers, after it the client is told the truth."""
 
 import asyncio
+import json
 import socket
 from typing import Any
 
@@ -49,6 +50,7 @@ JSON_FAULTS: list[tuple[Handler, str]] = [
     (status(200, "[]"), "error"),
     (status(200, '{"choices": []}'), "error"),
     (status(200, '{"choices": [{"delta": {}}]}'), "error"),
+    (status(200, '{"choices": [{"message": {"content": "half an ans"}, "finish_reason": null}]}'), "error"),
 ]
 
 STREAM_FAULTS: list[tuple[Handler, str]] = [
@@ -377,3 +379,40 @@ async def test_events_may_arrive_in_any_portions(router: Router, upstream: Upstr
     got = await router.ask(stream=True)
     assert (got.content, got.events[-1]) == ("Hal", "[DONE]")
     assert router.metric("mcp_tokens_total", model="old", direction="output") == 200
+
+
+async def test_a_clients_own_retry_is_answered_and_is_no_new_trial(router: Router, upstream: Upstream) -> None:
+    """The real SDK: refused with 429, it sends the request again by itself, with x-stainless-retry-count: 1."""
+    put(router, flag(0, shadow_weight=100_000))
+    left = 1
+
+    async def once_limited(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        nonlocal left
+        left -= 1
+        return await (status(429, retry_after="0") if left >= 0 else answer)(request, body)
+
+    upstream.script = dict.fromkeys(("old", "spare"), status(429, retry_after="0"))
+    upstream.script["old"] = once_limited
+    async with openai.AsyncOpenAI(base_url=f"{router.url}/v1", api_key="k", max_retries=2) as client:
+        got = await client.chat.completions.create(model="chat", messages=[], user="u")
+    assert got.model == "old"
+    assert router.arm("penstock_requests_total", outcome="rate_limited") == 1
+    assert router.arm("penstock_requests_total", outcome="ok") == 0
+    assert router.arm("penstock_unavailable_total") == 1
+    assert router.arm("penstock_cost_requests_total") == 0
+    assert router.metric("penstock_client_retries_total", flag="chat-model", route="chat", arm="baseline") == 1
+    assert router.metric("mcp_tokens_total", model="old", direction="input") == 1000, "it is billed all the same"
+    assert router.metric("mcp_request_duration_seconds_count", model="old", provider="p", tool="chat") == 2
+    assert upstream.models().count("new") == 1, "and mirrored once"
+
+
+async def test_what_a_failed_attempt_has_cost_is_missing_for_the_next(upstream: Upstream) -> None:
+    """1,000 tokens of input cost 0.002 USD: of 0.005 there are 0.003 for old's answer, and 0.001 for spare's."""
+    async with serve_router(config(upstream.url, caps={"cost_per_request": "0.005 USD"})) as router:
+        upstream.script["old"] = ERROR_IN_200
+        body = {"model": "chat", "messages": [], "user": "u", "x": ""}
+        body["x"] = "y" * (4000 - len(json.dumps(body)))
+        async with await router.post(body) as got:
+            assert (got.status, got.headers["x-penstock-model"]) == (200, "spare")
+    limits = [call.body["max_completion_tokens"] for call in upstream.calls]
+    assert limits == pytest.approx([375, 125], abs=2)

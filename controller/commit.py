@@ -21,7 +21,7 @@ from controller.core.converge import (
     salt_of,
     seen,
 )
-from controller.core.decision import Decision, Weights, lowers
+from controller.core.decision import Decision, Promote, Weights, lowers
 from controller.core.notice import notice_of
 from controller.core.rollout import Abandoned, Applied, Decided, Entry, Event, Moving, Observed, Rollout, fence_id, moves, step
 from controller.crash import Point, reached
@@ -122,6 +122,9 @@ def lower_unrecorded(rollout: Rollout, kind: str, ports: Ports) -> RouteFlag:
     Raises:
         FlagUnavailable: unknown whether it landed.
     """
+    state = rollout.state
+    if isinstance(state, Moving) and lowers(state.decision):
+        return _lower(rollout, state.decision_id, ports)  # it is decided already, and is only finished
     return _lower(rollout, f"{rollout.id}.{rollout.seq + 1}.{kind}", ports)
 
 
@@ -179,7 +182,9 @@ def _apply(rollout: Rollout, flag: RouteFlag | None, ports: Ports, actor: str, *
         flag = _lower(rollout, moving.decision_id, ports)
     else:
         try:
-            change = replace(_change(rollout, moving.weights, moving.decision_id), not_after=not_after)
+            # A promoted flag is nobody's to renew.
+            lease = None if isinstance(moving.decision, Promote) else rollout.plan.policy.lease
+            change = replace(_change(rollout, moving.weights, moving.decision_id), not_after=not_after, lease=lease)
             reached(Point.RAISING)
             flag = ports.flags.write(change, 0 if flag is None else flag.version)
             reached(Point.RAISED)
@@ -226,7 +231,8 @@ def _give_up(
     if not fenced and not (flag is not None and flag.killed):
         settled_weights = rollout.weights
         # Before the first change the flag may serve whatever came before this rollout: then it is fenced by a plain weight 0 write.
-        change = _change(rollout, settled_weights, fence_id(moving.decision_id))
+        # A lease that has lapsed meanwhile stays lapsed: a fence is no reason to send anybody back to the candidate.
+        change = replace(_change(rollout, settled_weights, fence_id(moving.decision_id)), keeps_lease=True)
         try:
             reached(Point.FENCING)
             flag = ports.flags.write(change, 0 if flag is None else flag.version)

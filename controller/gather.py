@@ -17,7 +17,7 @@ from controller.core.measurement import Counted, Counts, Measurement, NoData, Qu
 from controller.core.plan import Gate, Plan, SampleRatio
 from controller.core.rollout import AwaitingApproval, Baking, Gathered, Observed, Pending, Rollout, settled_of
 from controller.core.traffic import REQUESTS, Reading, TrafficRead, question_of
-from controller.ports import AuditLog, AuditUnavailable, MetricSource, Scope
+from controller.ports import AuditUnavailable, MetricSource, Scope, Texts
 from controller.shelf import CaseShelf, Shelved
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Look:
         return Observed(at=self.at, measurements=self.measurements, results=results, exposure=self.exposure, gathered=gathered)
 
 
-def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: CaseShelf, now: datetime) -> Look:
+def gather(rollout: Rollout, audit: Texts, metrics: MetricSource, shelf: CaseShelf, now: datetime) -> Look:
     """
     Measure and judge the gates of the phase that the rollout is in.
 
@@ -136,7 +136,7 @@ def gather(rollout: Rollout, audit: AuditLog, metrics: MetricSource, shelf: Case
     )
 
 
-def _recorded(plan: Plan, recorded: str, audit: AuditLog) -> tuple["Case", str, str]:
+def _recorded(plan: Plan, recorded: str, audit: Texts) -> tuple["Case", str, str]:
     """
     The recorded case, its text (or reference), and what is wrong with it.
 

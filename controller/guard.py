@@ -1,20 +1,24 @@
 """
 The guard: a plain loop that looks at every active rollout every few seconds and only ever lowers.
 
-It is why a breach costs seconds and not a quarter of an hour. Its one rule: it never stops by itself, and nothing that is wrong with one
-rollout keeps it from the others: each is looked at on its own plan's beat.
+It is why a breach costs seconds and not a quarter of an hour. While the log cannot be read, it goes on with what it last knew
+(`controller.blind`). Its one rule: it never stops by itself, and nothing that is wrong with one rollout keeps it from the others: each is
+looked at on its own plan's beat.
 """
 
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from controller import metrics
+from controller.blind import Known
 from controller.deliver import Pace, deliver
-from controller.ports import Notifier, Outbox, PortError, Ports
-from controller.sweep import Swept, sweep
+from controller.ports import AuditUnavailable, Notifier, Outbox, PortError, Ports
+from controller.sweep import Swept, beat, sweep
 from controller.tick import Outcome
 
 log = structlog.get_logger("penstock.guard")
@@ -24,6 +28,9 @@ IDLE_S = 1.0
 
 AGAIN_S = 1.0
 """Until the next look at a rollout that could not be looked at, and until the next round after one that failed."""
+
+BEAT_S = 5.0
+"""Between two heartbeats of the guard."""
 
 DELIVER_EVERY_S = 1.0
 """Between two looks into the outbox."""
@@ -40,31 +47,89 @@ def guard(
         every: Time between the starts of two looks at a rollout; None takes each plan's own `guard_every`.
         stop: Set from elsewhere to end it.
     """
-    next_look: dict[str, float] = {}
+    rounds = _Rounds(ports=ports, every=every)
     while not stop.is_set():
         begun = monotonic()
         try:
-            next_look = _round(ports, every, begun, next_look)
-            first = min(next_look.values(), default=begun + IDLE_S)
+            rounds.go(begun)
+            first = min(rounds.coming.values(), default=begun + IDLE_S)
         except PortError as exc:
+            metrics.round_ended("failed", time.time())
             log.error("guard_round_failed", error=f"{type(exc).__name__}: {exc}")
             first = begun + AGAIN_S
         except Exception:  # the guard outlives every bug
+            metrics.round_ended("failed", time.time())
             log.exception("guard_round_broke")
             first = begun + AGAIN_S
         stop.wait(min(max(first - monotonic(), 0.0), IDLE_S))
 
 
-def _round(ports: Ports, every: timedelta | None, begun: float, next_look: dict[str, float]) -> dict[str, float]:
-    """Look at those whose time has come; returns when each active rollout is looked at next."""
-    active = ports.index.active()
-    coming = {i: next_look.get(i, begun) for i in active}
-    ready = [i for i in active if coming[i] <= begun]
-    for swept in sweep(ports, may_raise=False, only=ready) if ready else ():
+@dataclass(slots=True)
+class _Rounds:
+    """
+    What the loop keeps between two rounds; losing it costs a round.
+
+    Args:
+        coming: When each active rollout is looked at next, monotonic seconds.
+        known: The rollouts as last seen.
+        looked: Those that were looked at since the last heartbeat.
+        beat_at: When the next heartbeat is due, monotonic seconds.
+        blind: The log could not be read in the last round.
+    """
+
+    ports: Ports
+    every: timedelta | None
+    coming: dict[str, float] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
+    looked: set[str] = field(default_factory=set)
+    beat_at: float = 0.0
+    blind: bool = False
+
+    def go(self, begun: float) -> None:
+        """Look at those whose time has come. Raises PortError where nothing could be looked at."""
+        try:
+            active = self.ports.index.active()
+        except AuditUnavailable as exc:
+            self._blind_round(begun, f"{type(exc).__name__}: {exc}")
+            return
+        if self.blind:
+            log.warning("guard_reads_the_log_again")
+            self.blind = False
+        self.known.forget_others(active)
+        self.coming = {i: self.coming.get(i, begun) for i in active}
+        ready = [i for i in active if self.coming[i] <= begun]
+        for swept in sweep(self.ports, may_raise=False, only=ready) if ready else ():
+            self._took(swept, begun)
+            if swept.tick is None:
+                # Its log may be what cannot be read; a breach is lowered all the same.
+                for instead in self.known.looks([swept.rollout_id], self.ports):
+                    _tell(instead)
+            else:
+                self.looked.add(swept.rollout_id)
+        metrics.round_ended("ok", time.time())
+        if ready and self.known.rollouts:
+            metrics.seen(self.known.rollouts.values(), len(self.known.drifted), self.ports.audit.now())
+        elif not active:
+            metrics.seen((), 0, datetime.now(UTC))
+        if begun >= self.beat_at:
+            beat(self.ports, "guard", sorted(self.looked))
+            self.looked.clear()
+            self.beat_at = begun + BEAT_S
+
+    def _blind_round(self, begun: float, error: str) -> None:
+        if not self.blind:
+            log.error("guard_blind", error=error, known=len(self.known.rollouts))
+            self.blind = True
+        ready = [i for i in self.known.rollouts if self.coming.get(i, begun) <= begun]
+        for swept in self.known.looks(ready, self.ports):
+            self._took(swept, begun)
+        metrics.round_ended("blind", time.time())
+
+    def _took(self, swept: Swept, begun: float) -> None:
         _tell(swept)
-        pause = every if every is not None or swept.tick is None else swept.tick.rollout.plan.policy.guard_every
-        coming[swept.rollout_id] = begun + (AGAIN_S if pause is None or swept.tick is None else pause.total_seconds())
-    return coming
+        self.known.learn(swept)
+        pause = self.every if self.every is not None or swept.tick is None else swept.tick.rollout.plan.policy.guard_every
+        self.coming[swept.rollout_id] = begun + (AGAIN_S if pause is None or swept.tick is None else pause.total_seconds())
 
 
 def mail(outbox: Outbox, notifier: Notifier, stop: threading.Event) -> None:
@@ -73,6 +138,7 @@ def mail(outbox: Outbox, notifier: Notifier, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             done = deliver(outbox, notifier, pace=pace)
+            metrics.delivered(sent=done.sent, failed=done.failed, refused=done.refused)
             if done.refused:
                 log.error("notices_refused", count=done.refused, reason=done.refusal)
             if done.failed:

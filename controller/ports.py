@@ -105,6 +105,13 @@ class NewEntry:
     event: Event
 
 
+class Texts(Protocol):
+    """The part of the log that long texts are read from."""
+
+    def text(self, reference: str) -> str:
+        """As `AuditLog.text`."""
+
+
 class AuditLog(Protocol):
     """The append-only log. All times are the database's."""
 
@@ -172,6 +179,8 @@ class FlagChange:
     Args:
         not_after: A raise is refused after this time of the store's own clock: a controller that slept between decision and
             write must not raise on stale evidence. None for no end.
+        lease: How long the weights hold from the store's now on, unless renewed; None for no end.
+        keeps_lease: The end of the lease stays what it is, whatever `lease` says.
     """
 
     environment: str
@@ -184,6 +193,8 @@ class FlagChange:
     shadow_weight: int
     decision_id: str
     not_after: datetime | None = None
+    lease: timedelta | None = None
+    keeps_lease: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +216,9 @@ class FlagCapabilities:
 class FlagStore(Protocol):
     capabilities: FlagCapabilities
 
+    def now(self) -> datetime:
+        """The store's clock, aware UTC: leases are measured by it. Raises FlagUnavailable."""
+
     def read(self, environment: str, key: str) -> RouteFlag | None:
         """None when there is no such flag. Raises FlagUnavailable."""
 
@@ -215,6 +229,15 @@ class FlagStore(Protocol):
         Raises:
             FlagConflict: it is not, or `not_after` has passed.
             FlagKilled: it is killed and the change has weight > 0 or shadow_weight > 0.
+            FlagUnavailable: unknown whether it landed.
+        """
+
+    def renew(self, environment: str, key: str, lease: timedelta, expected_version: int) -> RouteFlag:
+        """
+        Let the weights hold for `lease` from the store's now on. That is no new version: a raise that was read before it still fits.
+
+        Raises:
+            FlagConflict: it is at another version, is killed, or its lease has lapsed: nothing brings traffic back in silence.
             FlagUnavailable: unknown whether it landed.
         """
 
@@ -367,12 +390,27 @@ class Notifier(Protocol):
         """
 
 
+class Heartbeats(Protocol):
+    """When those who look did so last; no part of the audit log. All times are the database's."""
+
+    def beat(self, who: str, rollouts: Sequence[str] = ()) -> None:
+        """
+        `who` (``guard``, ``gate-check``, ...) is alive, and has just looked at these rollouts.
+
+        Raises AuditUnavailable.
+        """
+
+    def last_beat(self, who: str, rollout_id: str = "") -> datetime | None:
+        """When `who` was last alive, or last looked at a rollout; None for never. Raises AuditUnavailable."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """
     What `tick` and the commands need.
 
     Args:
+        heartbeats: None where nobody watches whether others look.
         shelf: This process's own; it saves reading, and losing it changes nothing.
         drills: None where no router or no token is known.
     """
@@ -383,3 +421,4 @@ class Ports:
     metrics: MetricSource
     shelf: CaseShelf = field(default_factory=CaseShelf)
     drills: Drills | None = None
+    heartbeats: Heartbeats | None = None

@@ -8,12 +8,15 @@ the environment always wins over it.
 |---|---|---|
 | PENSTOCK_HOME | data of the embedded services, run.json, logs | `.penstock` below the current folder |
 | PENSTOCK_DATABASE_URL | `postgresql://` of the controller's database | embedded, started by `penstock up` |
+| PENSTOCK_FLAGS_DATABASE_URL | `postgresql://` of the flag store, where it is not the controller's database | the controller's database |
 | PENSTOCK_PROMETHEUS_URL | base address of Prometheus | started by `penstock up` |
 | PENSTOCK_PROMETHEUS_BIN | the Prometheus program to start | `prometheus` on the PATH |
 | PENSTOCK_PROMETHEUS_TIMEOUT | how long a gate check waits for answers | `10s` |
 | PENSTOCK_SCRAPE_INTERVAL | how often Prometheus scrapes the routers | `15s` |
 | PREFECT_API_URL | Prefect's API | started by `penstock up` |
 | PENSTOCK_LISTEN | where `penstock serve` listens | `127.0.0.1:8420` |
+| PENSTOCK_GUARD_LISTEN | where the guard serves its metrics and health; `off` for nowhere | `127.0.0.1:8422` |
+| PENSTOCK_FLOWS_LISTEN | where `python -m flows.local` serves the metrics of its gate checks | nowhere |
 | PENSTOCK_ROUTER_URL | a router; `start` asks it whether it knows the plan's models, and drills go to it | the one of `penstock up`, if any |
 | PENSTOCK_DRILL_TOKEN | the token that the router takes drills from, as its `drills.token_env` names it | none: no drills |
 | PENSTOCK_DRILL_API_KEY | sent with drills as a user's key, for providers that get the sender's own | none |
@@ -48,12 +51,15 @@ class Settings:
 
     home: Path
     database_url: str | None = None
+    flags_database_url: str | None = None
     prometheus_url: str | None = None
     prometheus_bin: str | None = None
     prefect_api_url: str | None = None
     scrape_interval: timedelta = timedelta(seconds=15)
     prometheus_timeout: timedelta = timedelta(seconds=10)
     listen: str = "127.0.0.1:8420"
+    guard_listen: str | None = None
+    flows_listen: str | None = None
     router_url: str | None = None
     drill_token: str = field(default="", repr=False)
     drill_api_key: str = field(default="", repr=False)
@@ -64,6 +70,11 @@ class Settings:
     groups: tuple[str, ...] = ()
     people_file: Path | None = None
     crash_at: str = ""
+
+    @property
+    def flags_url(self) -> str | None:
+        """The database that the flags are in."""
+        return self.flags_database_url or self.database_url
 
     @property
     def run_file(self) -> Path:
@@ -85,19 +96,21 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     def get(name: str, key: str) -> str | None:
         return env.get(name) or run.get(key)
 
-    database_url = get("PENSTOCK_DATABASE_URL", "database_url")
-    if database_url is not None and not database_url.startswith(("postgresql://", "postgresql+psycopg://")):
-        scheme = database_url.split(":", 1)[0]
-        raise SettingsError(f"PENSTOCK_DATABASE_URL: {scheme!r} is not a postgresql:// address")
+    database_url = _postgres("PENSTOCK_DATABASE_URL", get("PENSTOCK_DATABASE_URL", "database_url"))
+    flags_database_url = _postgres("PENSTOCK_FLAGS_DATABASE_URL", get("PENSTOCK_FLAGS_DATABASE_URL", "flags_database_url"))
+    guard_listen = get("PENSTOCK_GUARD_LISTEN", "guard_listen") or "127.0.0.1:8422"
     return Settings(
         home=home,
         database_url=database_url,
+        flags_database_url=flags_database_url,
         prometheus_url=get("PENSTOCK_PROMETHEUS_URL", "prometheus_url"),
         prometheus_bin=env.get("PENSTOCK_PROMETHEUS_BIN"),
         prefect_api_url=get("PREFECT_API_URL", "prefect_api_url"),
         scrape_interval=_span("PENSTOCK_SCRAPE_INTERVAL", get("PENSTOCK_SCRAPE_INTERVAL", "scrape_interval") or "15s"),
         prometheus_timeout=_span("PENSTOCK_PROMETHEUS_TIMEOUT", env.get("PENSTOCK_PROMETHEUS_TIMEOUT") or "10s"),
         listen=get("PENSTOCK_LISTEN", "listen") or "127.0.0.1:8420",
+        guard_listen=None if guard_listen == "off" else guard_listen,
+        flows_listen=env.get("PENSTOCK_FLOWS_LISTEN"),
         router_url=get("PENSTOCK_ROUTER_URL", "router_url"),
         drill_token=env.get("PENSTOCK_DRILL_TOKEN", "").strip(),
         drill_api_key=env.get("PENSTOCK_DRILL_API_KEY", "").strip(),
@@ -120,6 +133,12 @@ def _span(name: str, text: str) -> timedelta:
     if not span:
         raise SettingsError(f"{name}: {text!r} is not longer than nothing")
     return span
+
+
+def _postgres(name: str, url: str | None) -> str | None:
+    if url is not None and not url.startswith(("postgresql://", "postgresql+psycopg://")):
+        raise SettingsError(f"{name}: {url.split(':', 1)[0]!r} is not a postgresql:// address")
+    return url
 
 
 def _running(path: Path) -> Mapping[str, Any]:

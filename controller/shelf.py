@@ -49,6 +49,12 @@ class CaseShelf:
             found = self._cases.pop(rollout_id, None)
         return found if found is not None and found.recorded == recorded else None
 
+    def holds(self, rollout_id: str, recorded: str) -> bool:
+        """Whether `take` would find it."""
+        with self._lock:
+            found = self._cases.get(rollout_id)
+        return found is not None and found.recorded == recorded
+
     def put(self, rollout_id: str, shelved: Shelved) -> None:
         with self._lock:
             self._cases[rollout_id] = shelved

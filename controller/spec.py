@@ -2,7 +2,7 @@
 ``rollout.yaml``: what a person writes, and how it becomes a plan.
 
 It is also the form that Prefect draws and the body that the API takes. Its one rule: what it accepts can run; everything that
-contradicts itself is refused here, with its place in the file. Parts whose feature comes later (`budget`, `dead_man`, `digest`)
+contradicts itself is refused here, with its place in the file. Parts whose feature comes later (`budget`, `digest`)
 are validated and kept; `kept_for_later` names those a file sets.
 """
 
@@ -359,10 +359,36 @@ class Happening(_Spec):
 
 
 class DeadMan(_Spec):
-    """What is due when no gate check has run for so long."""
+    """
+    What is due when those who should look do not.
 
-    after: Span = _at(0)
-    action: Literal["hold", "rollback"] = _at(1, "hold")
+    Args:
+        after: Without a gate check for so long, the guard acts; instead of `missed`.
+        missed: The same in gate checks: so many of them in a row.
+        action: What the guard does: raise an alarm (hold), or roll back. Of a lapsed lease: pause (hold), or roll back.
+        lease: The flag's weights hold for so long after the guard's last look; then routers go back to the baseline by themselves.
+    """
+
+    after: Span | None = _at(0, None, description="Without a gate check for so long, the guard acts")
+    action: Literal["hold", "rollback"] = _at(1, "hold", description="hold: an alarm; a lapsed lease pauses")
+    missed: Annotated[int, Field(ge=2)] | None = _at(2, None, description="So many gate checks in a row; instead of after")
+    lease: Span | None = _at(3, None, description="Without a look of the guard for so long, routers go back to the baseline")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DeadMan":
+        if self.after is not None and self.missed is not None:
+            raise Inconsistent([(("missed",), "a dead man waits either for a time (after) or for missed checks (missed)")])
+        return self
+
+    def waits(self, every: timedelta) -> timedelta:
+        """How long, with gate checks at this distance."""
+        if self.after is not None:
+            return self.after
+        return max(MISSED * every, WAITS_LEAST) if self.missed is None else self.missed * every
+
+
+MISSED, WAITS_LEAST = 4, timedelta(minutes=5)
+"""Gate checks that are missed before the dead man is due, and how long that is at least, where the plan does not say."""
 
 
 class Gates(_Spec):
@@ -376,6 +402,9 @@ class Gates(_Spec):
         on_unproven: After a phase's max_bake without a proof, with every estimate within its limit: go on holding, ask people, or accept
             the step as not proven.
         ask: Who is asked.
+        dead_man: What is due when gate checks or the guard do not look; null for nothing.
+        tell_after: Gate checks in a row without usable evidence until people are told.
+        escalate_after: The same until it is an alarm, repeated after twice, four times, ... as many.
     """
 
     every: Span = _at(0, "15m", validate_default=True, description="Time between gate checks, which may raise")
@@ -385,11 +414,13 @@ class Gates(_Spec):
     on_breach: Literal["rollback", "pause"] = _at(4, "rollback")
     on_no_data: Literal["hold"] = _at(5, "hold", description="No data is never a pass")
     on_drift: Literal["pause", "rollback"] = _at(6, "pause", description="When the flag carries what nobody decided")
-    dead_man: DeadMan | None = _at(7, None)
+    dead_man: DeadMan | None = _at(7, DeadMan())
     block: Span = _at(8, "60s", validate_default=True, description="How long the usual burst lasts")
     evidence: Literal["default", "required"] = _at(9, "default", description="required: rare events need a proof too")
     on_unproven: Literal["hold", "ask", "accept"] = _at(10, "hold", description="After max_bake without a proof")
     ask: list[Name] = _at(11, [], description="Groups that may accept a step that is not proven")
+    tell_after: Annotated[int, Field(ge=1)] = _at(12, 1, description="Checks in a row without evidence until people are told")
+    escalate_after: Annotated[int, Field(ge=1)] = _at(13, 2, description="The same until it is an alarm")
 
     def policy(self) -> core.Policy:
         return core.Policy(
@@ -404,8 +435,14 @@ class Gates(_Spec):
             ask=core.Approval(groups=tuple(self.ask)) if self.ask else None,
             on_breach=core.OnBreach(self.on_breach),
             on_drift=core.OnDrift(self.on_drift),
-            dead_man_after=None if self.dead_man is None else self.dead_man.after,
+            tell_after=self.tell_after,
+            # Who wants to be told later is not woken earlier.
+            escalate_after=max(self.escalate_after, self.tell_after)
+            if "escalate_after" not in self.model_fields_set
+            else self.escalate_after,
+            dead_man_after=None if self.dead_man is None else self.dead_man.waits(self.every),
             dead_man_action=core.DeadManAction.HOLD if self.dead_man is None else core.DeadManAction(self.dead_man.action),
+            lease=None if self.dead_man is None else self.dead_man.lease,
         )
 
 
@@ -578,8 +615,6 @@ class RolloutSpec(_Spec):
         kept: dict[str, Any] = {}
         if self.budget is not None:
             kept["budget"] = self.budget.model_dump(mode="json", exclude_none=True)
-        if self.gates.dead_man is not None:
-            kept["gates.dead_man"] = self.gates.dead_man.model_dump(mode="json")
         if self.notify.slack is not None and self.notify.slack.digest is not None:
             kept["notify.slack.digest"] = self.notify.slack.digest
         return kept

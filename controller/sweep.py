@@ -4,6 +4,7 @@ One look at every active rollout: what the gate check does each quarter of an ho
 Its one rule: rollouts do not wait for each other and do not fail together; each ends as its own Swept.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from datetime import datetime
 
 import structlog
 
+from controller import metrics
 from controller.core.rollout import LogError, replay
 from controller.ports import PortError, Ports
 from controller.tick import Tick, due, tick
@@ -29,6 +31,14 @@ class Swept:
 
 def look(rollout_id: str, ports: Ports, *, may_raise: bool, force: bool = False) -> Swept:
     """One rollout; never raises: whatever goes wrong with it is its own Swept."""
+    begun_s = time.monotonic()
+    swept = _look(rollout_id, ports, may_raise=may_raise, force=force)
+    outcome, results = ("failed", ()) if swept.tick is None else (swept.tick.outcome.value, swept.tick.results)
+    metrics.looked("gate-check" if may_raise else "guard", outcome, results, time.monotonic() - begun_s)
+    return swept
+
+
+def _look(rollout_id: str, ports: Ports, *, may_raise: bool, force: bool) -> Swept:
     try:
         return Swept(rollout_id=rollout_id, tick=tick(rollout_id, ports, ports.audit.now(), may_raise=may_raise, force=force))
     except (PortError, LogError) as exc:
@@ -50,6 +60,16 @@ def anybody_due(ports: Ports) -> bool:
         return False
     now = ports.audit.now()
     return any(_due(i, ports, now) for i in active)
+
+
+def beat(ports: Ports, who: str, rollouts: Sequence[str] = ()) -> None:
+    """Say that `who` looks; a look never fails because that could not be said."""
+    if ports.heartbeats is None:
+        return
+    try:
+        ports.heartbeats.beat(who, rollouts)
+    except PortError as exc:
+        log.warning("heartbeat_failed", who=who, error=f"{type(exc).__name__}: {exc}")
 
 
 def _due(rollout_id: str, ports: Ports, now: datetime) -> bool:
@@ -75,6 +95,8 @@ def sweep(ports: Ports, *, may_raise: bool, only: Sequence[str] = (), force: boo
         AuditUnavailable: not even the list of rollouts can be read.
     """
     ids = list(only) or list(ports.index.active())
+    if may_raise and not only:
+        beat(ports, "gate-check")
     if len(ids) <= 1:
         yield from (look(i, ports, may_raise=may_raise, force=force) for i in ids)
         return

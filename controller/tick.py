@@ -8,12 +8,13 @@ at the same time, late, or after a crash.
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
 from controller.commit import Committed, commit, lower_unrecorded, settle
-from controller.core.converge import InStep, Killed, Landed, converge
+from controller.core.converge import Convergence, Drift, InStep, Killed, Landed, converge, leased
 from controller.core.decide import decide
 from controller.core.decision import Decision, Hold, RollBack, Why, lowers
 from controller.core.exercise import Exercise, exercises
@@ -21,12 +22,15 @@ from controller.core.gates import GateResult
 from controller.core.rollout import Applied, AwaitingApproval, Entry, Moving, Rollout, replay, step
 from controller.crash import Point, reached
 from controller.gather import Look, gather
-from controller.ports import AuditUnavailable, Drills, PortError, Ports, SeqTaken
+from controller.ports import AuditUnavailable, Drills, FlagConflict, Heartbeats, PortError, Ports, SeqTaken
 from controller.shelf import CaseShelf
 from flagspec import RouteFlag
 
 DRILLS_MAX = 10
 """Of one look; a gate that lacks more gets the rest at the next ones."""
+
+SILENT_LOOKS, SILENT_LEAST = 4, timedelta(minutes=1)
+"""A guard that has not looked for so many of its beats, and for so long at least, is silent."""
 
 NO_DRILLS = "PENSTOCK_ROUTER_URL or PENSTOCK_DRILL_TOKEN is not set or not usable here; `penstock drill fallback` says which"
 
@@ -53,6 +57,7 @@ class Tick:
         results: The verdicts; of a guard that finds nothing to lower, without those of the statistical gates.
         phase_judged: Index of the phase that they belong to; None before the first.
         drilled: What came of the drills that were sent after the decision, in words.
+        drifted: The flag carried what no decision explains.
     """
 
     outcome: Outcome
@@ -61,6 +66,7 @@ class Tick:
     results: tuple[GateResult, ...] = ()
     phase_judged: int | None = None
     drilled: tuple[str, ...] = ()
+    drifted: bool = False
 
 
 def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force: bool = False, dry_run: bool = False) -> Tick:
@@ -100,6 +106,9 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
     reached(Point.SETTLED)
     if rollout.ended:
         return Tick(outcome=Outcome.ENDED, rollout=rollout)
+    convergence = leased(convergence, flag, _leases_clock(flag, ports, now))
+
+    drifted = isinstance(convergence, Drift)
 
     seen, judged = observe(rollout, ports, now), rollout.phase
     reached(Point.MEASURED)
@@ -107,17 +116,28 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
         # Without a breach that acts, the statistical gates cannot make a guard lower: only the others can.
         quick = seen.results(counted=False)
         decision = decide(rollout, convergence, quick, now, may_raise=False)
-        if isinstance(decision, Hold):
-            return Tick(outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=quick, phase_judged=judged)
+        if _is_quiet(decision):
+            renew(rollout, flag, convergence, ports)
+            return Tick(
+                outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=quick, phase_judged=judged, drifted=drifted
+            )
     results = seen.results()
     decision = decide(rollout, convergence, results, now, may_raise=may_raise)
-    if not may_raise and isinstance(decision, Hold):
-        return Tick(outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=results, phase_judged=judged)
+    if not may_raise and _is_quiet(decision):
+        renew(rollout, flag, convergence, ports)
+        return Tick(
+            outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=results, phase_judged=judged, drifted=drifted
+        )
 
     reached(Point.DECIDED)
     source = "gate_check" if may_raise else "guard"
-    done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=seen.observed(results), at=now)
-    looked = Tick(outcome=_outcome(done), rollout=done.rollout, decision=decision, results=results, phase_judged=judged)
+    observed = seen.observed(results)
+    if may_raise and (silent := guard_silent_since(rollout, ports.heartbeats, now)) is not None:
+        observed = replace(observed, guard_silent_since=silent)
+    done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=observed, at=now)
+    looked = Tick(
+        outcome=_outcome(done), rollout=done.rollout, decision=decision, results=results, phase_judged=judged, drifted=drifted
+    )
     if not may_raise or looked.outcome is not Outcome.DECIDED or not isinstance(decision, Hold):
         return looked
     lacking = exercises(rollout, convergence, results, now)
@@ -127,6 +147,50 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
 def observe(rollout: Rollout, ports: Ports, now: datetime) -> Look:
     """Measure the gates of the phase that the rollout is in."""
     return gather(rollout, ports.audit, ports.metrics, ports.shelf, now)
+
+
+def _is_quiet(decision: Decision) -> bool:
+    """Whether a guard leaves it at that: a hold is the gate check's to tell, but for the one that says that none comes."""
+    return isinstance(decision, Hold) and decision.why is not Why.DEAD_MAN
+
+
+def renew(rollout: Rollout, flag: RouteFlag | None, convergence: Convergence, ports: Ports) -> None:
+    """
+    The guard has looked and found nothing to lower: the flag's weights hold on. Written when a third of the lease is over.
+
+    Raises:
+        FlagUnavailable: unknown whether it landed; the next look tries again.
+    """
+    lease = rollout.plan.policy.lease
+    if (
+        lease is None
+        or not isinstance(convergence, InStep)
+        or flag is None
+        or flag.lease is None
+        or not (flag.weight or flag.shadow_weight)
+    ):
+        return
+    if flag.lease - ports.flags.now() > lease * 2 / 3:
+        return
+    with suppress(FlagConflict):  # written by somebody else meanwhile, or lapsed: the next look finds out
+        ports.flags.renew(flag.environment, flag.key, lease, flag.version)
+
+
+def guard_silent_since(rollout: Rollout, heartbeats: Heartbeats | None, now: datetime) -> datetime | None:
+    """When a guard last looked at a rollout (or the rollout began), if it should have looked again long ago; else None."""
+    if heartbeats is None:
+        return None
+    try:
+        looked = heartbeats.last_beat("guard", rollout.id) or rollout.opened_at
+    except AuditUnavailable:
+        return None  # the row that would tell of it cannot be written either
+    patience = max(SILENT_LOOKS * rollout.plan.policy.guard_every, SILENT_LEAST)
+    return looked if now - looked > patience else None
+
+
+def _leases_clock(flag: RouteFlag | None, ports: Ports, now: datetime) -> datetime:
+    """The clock that leases are measured by; it is not asked where there is none."""
+    return now if flag is None or flag.lease is None else ports.flags.now()
 
 
 def _exercised(rollout: Rollout, lacking: Iterable[Exercise], drills: Drills | None) -> Iterator[str]:
@@ -156,8 +220,54 @@ def _dry_run(rollout: Rollout, flag: RouteFlag | None, ports: Ports, now: dateti
         decision: Decision = Hold(why=Why.SETTLING, text=text)
         return Tick(outcome=Outcome.DECIDED, rollout=rollout, decision=decision, phase_judged=rollout.phase)
     results = observe(rollout, ports, now).results()
-    decision = decide(rollout, converge(rollout, flag), results, now, may_raise=may_raise)
+    convergence = leased(converge(rollout, flag), flag, _leases_clock(flag, ports, now))
+    decision = decide(rollout, convergence, results, now, may_raise=may_raise)
     return Tick(outcome=Outcome.DECIDED, rollout=rollout, decision=decision, results=results, phase_judged=rollout.phase)
+
+
+def without_log(rollout: Rollout, ports: Ports, shelf: CaseShelf) -> Tick:
+    """
+    A guard's look while the log cannot be read: a breach of the rollout as it was last known is brought to 0 through the flag alone.
+
+    The next look that can read the log finds the lowering in the flag and records it.
+
+    Args:
+        rollout: As last known, not ended.
+        ports: The world; its log is not asked.
+        shelf: Of looks without a log: for evidence that this process does not have at hand.
+
+    Raises:
+        FlagUnavailable: the flag store cannot be read either, or it is unknown whether a lowering landed.
+    """
+    now = ports.flags.now()
+    flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
+    quiet = Tick(outcome=Outcome.QUIET, rollout=rollout, phase_judged=rollout.phase)
+    if isinstance(rollout.state, Moving):
+        moving = rollout.state
+        if not lowers(moving.decision):
+            return _lowered_without_log(rollout, flag, ports, now) or quiet
+        lower_unrecorded(rollout, moving.decision.kind, ports)
+        return replace(quiet, outcome=Outcome.UNRECORDED, decision=moving.decision)
+    found = leased(converge(rollout, flag), flag, now)
+    # Another controller may read the log and be further: what it wrote into the flag is not ours to judge.
+    if not isinstance(found, InStep):
+        return quiet
+    at_hand = ports.shelf if ports.shelf.holds(rollout.id, rollout.evidence) else shelf
+    results = gather(rollout, _NoLog(), ports.metrics, at_hand, now).results()
+    decision = decide(rollout, found, results, now, may_raise=False)
+    looked = replace(quiet, decision=decision, results=results)
+    if isinstance(decision, RollBack):
+        lower_unrecorded(rollout, decision.kind, ports)
+        return replace(looked, outcome=Outcome.UNRECORDED)
+    renew(rollout, flag, found, ports)
+    return looked
+
+
+class _NoLog:
+    """Where `gather` would read the recorded evidence: it begins anew, from the phase's start."""
+
+    def text(self, _reference: str) -> str:
+        return ""
 
 
 def _lowered_without_log(rollout: Rollout, flag: RouteFlag | None, ports: Ports, now: datetime) -> Tick | None:
@@ -181,7 +291,10 @@ def _lowered_without_log(rollout: Rollout, flag: RouteFlag | None, ports: Ports,
     if presumed.ended:
         return None
     # On a shelf of its own: what is presumed must not become what is known.
-    results = gather(presumed, ports.audit, ports.metrics, CaseShelf(), now).results()
+    try:
+        results = gather(presumed, ports.audit, ports.metrics, CaseShelf(), now).results()
+    except AuditUnavailable:
+        results = gather(presumed, _NoLog(), ports.metrics, CaseShelf(), now).results()
     killed = flag is not None and flag.killed
     decision = decide(presumed, Killed() if killed else InStep(), results, now, may_raise=False)
     if not isinstance(decision, RollBack):

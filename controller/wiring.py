@@ -4,8 +4,8 @@ Where objects are built: settings in, a controller with all its ports out.
 Its one rule: nothing else builds an adapter. Everything is opened here and closed here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ from specfile import SpecError
 
 if TYPE_CHECKING:
     from controller.adapters.postgres import PostgresFlags, PostgresFlagSource
+    from controller.adapters.postgres.census import Census
 
 NO_DATABASE = "no database: start one with `penstock up`, or set PENSTOCK_DATABASE_URL"
+NO_FLAGS = "no flag store: start one with `penstock up`, or set PENSTOCK_FLAGS_DATABASE_URL or PENSTOCK_DATABASE_URL"
 NO_PROMETHEUS = "no Prometheus: start one with `penstock up`, or set PENSTOCK_PROMETHEUS_URL"
 
 
@@ -62,7 +64,7 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
     """
     from controller import logs
     from controller.adapters.log import LogNotifier
-    from controller.adapters.postgres import PostgresAudit, PostgresFlags, open_engine
+    from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresHeartbeats, open_engine
 
     if settings.database_url is None:
         raise SettingsError(NO_DATABASE)
@@ -70,11 +72,23 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
         raise SettingsError(NO_PROMETHEUS)
     _arm(settings.crash_at)
     logs.configure()
-    engine = open_engine(settings.database_url)
-    try:
+    with ExitStack() as opened:
+        engine = open_engine(settings.database_url)
+        opened.callback(engine.dispose)
+        flags_engine = engine
+        if settings.flags_database_url is not None:
+            flags_engine = open_engine(settings.flags_database_url)
+            opened.callback(flags_engine.dispose)
         audit = PostgresAudit(engine)
         source = NoMetrics() if settings.prometheus_url is None else make_metrics(settings)
-        ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=source, drills=_drills_if_possible(settings))
+        ports = Ports(
+            audit=audit,
+            index=audit,
+            flags=PostgresFlags(flags_engine),
+            metrics=source,
+            drills=_drills_if_possible(settings),
+            heartbeats=PostgresHeartbeats(engine),
+        )
         notifier: Notifier = LogNotifier()
         if settings.slack_token:
             from controller.adapters.slack import PostgresThreads, SlackNotifier
@@ -83,8 +97,6 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
                 settings.slack_token, settings.slack_channel, PostgresThreads(engine), base_url=settings.slack_api_url
             )
         yield Controller(settings=settings, ports=ports, outbox=audit, notifier=notifier)
-    finally:
-        engine.dispose()
 
 
 def _arm(crash_at: str) -> None:
@@ -200,15 +212,55 @@ def open_flags(settings: Settings) -> Iterator["PostgresFlags"]:
     Only the flag store: the kill switch needs nothing else to be up.
 
     Raises:
-        SettingsError, Unavailable: as `open_controller`.
+        SettingsError: no flag store is named and none is running.
     """
     from controller.adapters.postgres import PostgresFlags, open_engine
 
-    if settings.database_url is None:
-        raise SettingsError(NO_DATABASE)
-    engine = open_engine(settings.database_url)
+    if settings.flags_url is None:
+        raise SettingsError(NO_FLAGS)
+    # Whatever release the tables are of: a kill must not wait for a migration.
+    engine = open_engine(settings.flags_url, require_schema=False)
     try:
         yield PostgresFlags(engine)
+    finally:
+        engine.dispose()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """
+    What says whether the controller is well, on connections of its own.
+
+    Args:
+        census: Numbers of the database.
+        database: Says in a few words that the database is reachable and its schema right; raises PortError if not.
+        guard_age_s: Seconds since a guard last beat; None for never. Raises PortError.
+    """
+
+    census: "Census"
+    database: Callable[[], str]
+    guard_age_s: Callable[[], float | None]
+
+
+@contextmanager
+def open_watch(settings: Settings) -> Iterator[Watch | None]:
+    """None where no database is named. One that is down now is tried again at each question."""
+    from controller.adapters.postgres import PostgresHeartbeats, check_schema, open_engine
+    from controller.adapters.postgres.census import Census
+    from controller.adapters.postgres.tables import SCHEMA_REVISION
+
+    if settings.database_url is None:
+        yield None
+        return
+    engine = open_engine(settings.database_url, require_schema=False)
+
+    def database() -> str:
+        check_schema(engine)
+        return f"schema {SCHEMA_REVISION}"
+
+    try:
+        beats = PostgresHeartbeats(engine)
+        yield Watch(census=Census(engine), database=database, guard_age_s=lambda: beats.age_s("guard"))
     finally:
         engine.dispose()
 
@@ -219,14 +271,14 @@ def open_flag_source(settings: Settings) -> Iterator[tuple["PostgresFlagSource",
     What the flag door reads from and kills through. A database that is down now is tried again.
 
     Raises:
-        SettingsError: no database is named and none is running.
+        SettingsError: no flag store is named and none is running.
     """
     from controller.adapters.postgres import PostgresFlags, PostgresFlagSource, open_engine
 
-    if settings.database_url is None:
-        raise SettingsError(NO_DATABASE)
-    engine = open_engine(settings.database_url, require_schema=False)
+    if settings.flags_url is None:
+        raise SettingsError(NO_FLAGS)
+    engine = open_engine(settings.flags_url, require_schema=False)
     try:
-        yield PostgresFlagSource(settings.database_url, engine), PostgresFlags(engine)
+        yield PostgresFlagSource(settings.flags_url, engine), PostgresFlags(engine)
     finally:
         engine.dispose()

@@ -24,7 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from controller.commands import CommandRefused, abort
 from controller.core.rollout import LogError, Rollout, replay
 from controller.ports import PortError, Ports, UnknownRollout
-from controller.sweep import Swept, look
+from controller.sweep import Swept, beat, look
 from controller.tick import Outcome, due
 from flows import record, stuck
 from flows.context import controller
@@ -68,6 +68,7 @@ def gate_check(rollout: str | None = None, force: bool = False) -> State[None]:
                 runs[i] = record.create(client, heads[i].rollout)
         errors |= _abort_called_off(c.ports, heads, runs)
 
+        beat(c.ports, "gate-check")
         now = c.ports.audit.now()
         chosen = {i: h for i, h in heads.items() if not h.rollout.ended and (force or due(h.rollout, now))}
         futures = {i: gate.submit(i, h.phase, h.rollout.plan.candidate.model, force, _id_of(runs, i)) for i, h in chosen.items()}

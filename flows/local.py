@@ -29,10 +29,12 @@ from prefect.exceptions import Abort, Pause, PrefectException
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Pending
+from prometheus_client import start_http_server
 
+from controller import metrics
 from controller.core.rollout import LogError
 from controller.ports import PortError
-from controller.settings import load
+from controller.settings import Settings, load
 from controller.sweep import anybody_due
 from controller.wiring import open_controller
 from flows import context
@@ -166,9 +168,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop())
     # Nobody watches heartbeats here (stuck.py looks at times), and each run would wait up to a second for its heartbeat to end.
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), open_controller(load()) as opened, context.using(opened):
+    settings = load()
+    _export(settings)
+    with (
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+        open_controller(settings) as opened,
+        context.using(opened),
+    ):
         runner.register()
         runner.run()
+
+
+def _export(settings: Settings) -> None:
+    """Serve the metrics of the gate checks that are made here, where the settings say so; without them checks go on."""
+    if settings.flows_listen is None:
+        return
+    host, _, port = settings.flows_listen.rpartition(":")
+    try:
+        start_http_server(int(port), addr=host, registry=metrics.REGISTRY)
+    except (OSError, ValueError) as exc:
+        _log.error("PENSTOCK_FLOWS_LISTEN=%s: no metrics: %s", settings.flows_listen, exc)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,20 @@ class MemoryAudit:
         self.waits.pop(letter.id, None)
 
 
+@dataclass(slots=True)
+class MemoryHeartbeats:
+    """When those who look did so last."""
+
+    clock: Clock = wall_clock
+    beats: dict[tuple[str, str], datetime] = field(default_factory=dict)
+
+    def beat(self, who: str, rollouts: Sequence[str] = ()) -> None:
+        self.beats |= {(who, i): self.clock() for i in ("", *rollouts)}
+
+    def last_beat(self, who: str, rollout_id: str = "") -> datetime | None:
+        return self.beats.get((who, rollout_id))
+
+
 CAPABILITIES = FlagCapabilities(cas="native", granularity=1, propagation_bound_s=0.0)
 
 
@@ -127,6 +141,9 @@ class MemoryFlags:
     revision: int = 0
     clock: Clock = wall_clock
     capabilities: FlagCapabilities = CAPABILITIES
+
+    def now(self) -> datetime:
+        return self.clock()
 
     def read(self, environment: str, key: str) -> RouteFlag | None:
         return self.flags.get((environment, key))
@@ -155,8 +172,22 @@ class MemoryFlags:
                 control=change.control,
                 candidate=change.candidate,
                 decision_id=change.decision_id,
+                lease=self._lease(change, current),
             )
         )
+
+    def _lease(self, change: FlagChange, current: RouteFlag | None) -> datetime | None:
+        if change.keeps_lease:
+            return None if current is None else current.lease
+        return None if change.lease is None else self.clock() + change.lease
+
+    def renew(self, environment: str, key: str, lease: timedelta, expected_version: int) -> RouteFlag:
+        current = self.flags.get((environment, key))
+        if current is None or current.version != expected_version or current.killed:
+            raise FlagConflict(f"flag {key!r} is not at version {expected_version}, or is killed")
+        if current.lease is None or current.lease <= self.clock():
+            raise FlagConflict(f"flag {key!r} has no lease that could be renewed")
+        return self._put(replace(current, revision=self.revision + 1, lease=self.clock() + lease))
 
     def set_killed(self, environment: str, key: str, killed: bool, *, actor: str, reason: str) -> RouteFlag:
         current = self.flags.get((environment, key))

@@ -100,17 +100,21 @@ def _row(rollout_id: str, outcome: str, seen: Any, error: str = "") -> dict[str,
 
 
 def migrate(*, output: Output = "table") -> int:
-    """Bring the database that PENSTOCK_DATABASE_URL names to this release's schema; run it as the tables' owner."""
+    """Bring the database that PENSTOCK_DATABASE_URL names, and that of PENSTOCK_FLAGS_DATABASE_URL, to this release's schema; run it as the tables' owner."""
     from controller.adapters.postgres import migrate as schema
 
     settings = load()
     if settings.database_url is None:
         raise SettingsError("no database: set PENSTOCK_DATABASE_URL to the address of the tables' owner")
     applied = schema.upgrade(settings.database_url)
+    flags = None if settings.flags_database_url is None else schema.upgrade(settings.flags_database_url)
     if output == "json":
-        print_json({"applied": applied, "current": schema.current(settings.database_url)})
+        done = {"applied": applied, "current": schema.current(settings.database_url)}
+        print_json(done if flags is None else {**done, "flags_applied": flags})
     else:
         console.print(f"applied {', '.join(applied)}" if applied else "nothing to do", soft_wrap=True)
+        if flags is not None:
+            console.print("flag store: " + (f"applied {', '.join(flags)}" if flags else "nothing to do"), soft_wrap=True)
     return 0
 
 
@@ -150,6 +154,9 @@ def _database(settings: Settings) -> str:
     if settings.database_url is None:
         raise SettingsError("not named and not running: `penstock up` starts one, PENSTOCK_DATABASE_URL names one")
     open_engine(settings.database_url).dispose()
+    if settings.flags_database_url is not None:
+        open_engine(settings.flags_database_url).dispose()
+        return f"schema {SCHEMA_REVISION}, flag store too"
     return f"schema {SCHEMA_REVISION}"
 
 
@@ -193,7 +200,7 @@ def _prefect(settings: Settings) -> str:
 def _flags(settings: Settings) -> str:
     import httpx
 
-    url = f"http://{settings.listen}/readyz"
+    url = f"http://{settings.listen}/readyz/flags"
     try:
         answer = httpx.get(url, timeout=5)
     except httpx.HTTPError as exc:

@@ -4,13 +4,16 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from controller.settings import SettingsError, load
+from controller.settings import Settings, SettingsError, load
 from specfile import parse_duration
 
 
@@ -55,7 +58,7 @@ def router(*, config: Annotated[Path, Parameter(help="The router.yaml")], listen
 
 
 def serve(*, listen: Annotated[str | None, Parameter(help="host:port; default: PENSTOCK_LISTEN")] = None) -> int:
-    """The HTTP door: flags for routers at /flags/v1, /healthz and /readyz."""
+    """The HTTP door: flags for routers at /flags/v1, /healthz, /readyz and /metrics."""
     from controller.console.app import run
 
     settings = load()
@@ -68,6 +71,9 @@ def guard(
         str | None, Parameter(help="Time between looks, such as 15s; default: the shortest guard_every of the plans")
     ] = None,
     mail: Annotated[bool, Parameter(help="Deliver notices as well")] = True,
+    listen: Annotated[
+        str | None, Parameter(help="host:port of /healthz, /readyz, /metrics; default: PENSTOCK_GUARD_LISTEN; off: nowhere")
+    ] = None,
 ) -> int:
     """Look at every active rollout every few seconds and lower at a breach; deliver notices beside it."""
     from controller import guard as loop
@@ -84,7 +90,10 @@ def guard(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with open_controller(load()) as controller:
+    settings = load()
+    if listen is not None:
+        settings = replace(settings, guard_listen=None if listen == "off" else listen)
+    with open_controller(settings) as controller, _health(settings):
         postman = None
         if mail:
             postman = threading.Thread(
@@ -95,3 +104,35 @@ def guard(
         if postman is not None:
             postman.join(timeout=10)
     return 0
+
+
+@contextmanager
+def _health(settings: Settings) -> Iterator[None]:
+    """The guard's own health and metrics. An address that is taken costs them, and never the guard."""
+    if settings.guard_listen is None:
+        yield
+        return
+    import structlog
+
+    from controller import metrics
+    from controller.console.health import Check, beating, bind, serve_beside
+    from controller.wiring import open_flags, open_watch
+
+    try:
+        bound = bind(settings.guard_listen, what="PENSTOCK_GUARD_LISTEN")
+    except SettingsError as exc:
+        structlog.get_logger("penstock.guard").error("guard_without_metrics", error=str(exc))
+        yield
+        return
+    with open_flags(settings) as store, open_watch(settings) as watch:
+        assert watch is not None, "a controller has a database"
+        checks: dict[str, Check] = {
+            "database": watch.database,
+            "flags": lambda: f"readable at {store.now():%H:%M:%S} UTC",
+            "guard": beating(metrics.last_round_age_s),
+        }
+        stop = serve_beside(bound, checks, [metrics.REGISTRY])
+        try:
+            yield
+        finally:
+            stop()

@@ -43,6 +43,9 @@ BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 STEADY_S = 60.0
 """A part that lived so long is started again without a longer pause."""
 
+RULES = Path("deployments") / "prometheus" / "penstock-rules.yaml"
+"""Alerts about the controller, where they lie beside the packages (in a checkout)."""
+
 Say = Callable[[str], None]
 
 
@@ -154,9 +157,12 @@ class Stack:
         named = {
             "PENSTOCK_HOME": str(settings.home),
             "PENSTOCK_DATABASE_URL": settings.database_url,
+            "PENSTOCK_FLAGS_DATABASE_URL": settings.flags_database_url,
             "PENSTOCK_PROMETHEUS_URL": settings.prometheus_url,
             "PENSTOCK_SCRAPE_INTERVAL": format_duration(settings.scrape_interval),
             "PENSTOCK_LISTEN": settings.listen,
+            "PENSTOCK_GUARD_LISTEN": settings.guard_listen or "off",
+            "PENSTOCK_FLOWS_LISTEN": settings.flows_listen,
             "PENSTOCK_ROUTER_URL": settings.router_url,
             "PENSTOCK_SLACK_TOKEN": settings.slack_token or None,
             "PENSTOCK_SLACK_CHANNEL": settings.slack_channel,
@@ -188,6 +194,8 @@ class Stack:
         plan = self.plan
         first: list[Future[None]] = []
         prefect: list[Future[None]] = []
+        if plan.prefect and plan.flows[0] == "flows.local" and self.settings.flows_listen is None:
+            self.settings = replace(self.settings, flows_listen=f"127.0.0.1:{free_port()}")
         prometheus = self._prometheus() if self.settings.prometheus_url is None else None
         if plan.prefect and self.settings.prefect_api_url is None:
             port = plan.prefect_port or free_port()
@@ -227,19 +235,32 @@ class Stack:
             return  # another part has failed meanwhile
         begun = time.monotonic()
         self.settings = replace(self.settings, database_url=_prepared(url, embedded=embedded is not None))
+        if self.settings.flags_database_url is not None:
+            _prepared(self.settings.flags_database_url, embedded=False)
         self.took_s["migrations"] = time.monotonic() - begun
 
     def _prometheus(self) -> PrometheusPart:
         return PrometheusPart(
             PrometheusServer(
                 self.settings.home / "prometheus",
-                {name: list(addresses) for name, addresses in self.plan.scrape.items()},
+                {name: list(addresses) for name, addresses in self._scraped().items()},
                 scrape_interval=self.settings.scrape_interval,
                 port=self.plan.prometheus_port or free_port(),  # chosen once: a restart keeps its address
                 fresh=False,
                 metric_relabel=self.plan.metric_relabel,
+                rule_files=[rules] if (rules := _root() / RULES).exists() else [],
             )
         )
+
+    def _scraped(self) -> dict[str, tuple[str, ...]]:
+        """What the plan scrapes, and our own processes."""
+        settings = self.settings
+        ours = {
+            "penstock-serve": settings.listen,
+            "penstock-guard": settings.guard_listen,
+            "penstock-flows": settings.flows_listen,
+        }
+        return {**self.plan.scrape, **{job: (address,) for job, address in ours.items() if address is not None}}
 
     def _child(self, program: Program) -> ChildPart:
         return ChildPart(program, log_path=self._logs / f"{program.name}.log", env=self.environment, cwd=self.settings.home)
@@ -256,7 +277,9 @@ class Stack:
         )
 
     def _serve_program(self) -> Program:
-        return Program(name="serve", argv=("controller.cli.app", "serve"), ready_url=f"http://{self.settings.listen}/readyz")
+        return Program(
+            name="serve", argv=("controller.cli.app", "serve"), ready_url=f"http://{self.settings.listen}/readyz/flags"
+        )
 
     def _flows_program(self) -> Program:
         url = str(self.settings.prefect_api_url)
@@ -287,6 +310,8 @@ class Stack:
         """Before anything starts: a taken port is the commonest mistake, and deserves the plainest sentence."""
         settings, plan = self.settings, self.plan
         wanted = {"the console (PENSTOCK_LISTEN)": settings.listen, **plan.listens}
+        if settings.guard_listen is not None:
+            wanted["the guard's metrics (PENSTOCK_GUARD_LISTEN)"] = settings.guard_listen
         if plan.prefect and settings.prefect_api_url is None:
             wanted["Prefect's server (PREFECT_API_URL uses one that runs)"] = f"127.0.0.1:{plan.prefect_port}"
         if settings.prometheus_url is None:
@@ -322,10 +347,12 @@ class Stack:
         found = {
             "pid": os.getpid(),
             "database_url": settings.database_url,
+            "flags_database_url": settings.flags_database_url,
             "prometheus_url": settings.prometheus_url,
             "prefect_api_url": settings.prefect_api_url,
             "scrape_interval": format_duration(settings.scrape_interval),
             "listen": settings.listen,
+            "guard_listen": settings.guard_listen or "off",
             "router_url": settings.router_url,
         }
         new = settings.run_file.with_suffix(".new")

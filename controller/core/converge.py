@@ -6,6 +6,7 @@ its old weights), so that a controller that went to sleep in the middle of it fi
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 from controller.core.decision import NOTHING, Weights, lowers
@@ -66,7 +67,15 @@ class Drift:
     kind: Literal["drift"] = "drift"
 
 
-Convergence = InStep | Landed | FinishLowering | GiveUpRaise | Killed | UnrecordedLowering | Drift
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lapsed:
+    """The flag is as the log explains, but its lease ended at `ended`: routers have gone back to the baseline by themselves."""
+
+    ended: datetime
+    kind: Literal["lapsed"] = "lapsed"
+
+
+Convergence = InStep | Landed | FinishLowering | GiveUpRaise | Killed | UnrecordedLowering | Drift | Lapsed
 
 
 def seen(flag: RouteFlag | None) -> Weights:
@@ -102,6 +111,21 @@ def converge(rollout: Rollout, flag: RouteFlag | None) -> Convergence:
         return UnrecordedLowering(decision_id=carried)
     by = f"decision {carried!r}" if carried else "nobody we know"
     return _drift(rollout, f"is at {_words(seen(flag))} by {by}, the log says {_words(rollout.weights)} by {rollout.applied!r}")
+
+
+def leased(found: Convergence, flag: RouteFlag | None, now: datetime) -> Convergence:
+    """
+    Args:
+        found: As `converge` says.
+        flag: As it was read.
+        now: The flag store's clock.
+
+    Returns:
+        `found`, or Lapsed where all is in step but nobody has renewed the flag's lease in time.
+    """
+    if not isinstance(found, InStep) or flag is None or flag.lease is None or now < flag.lease or seen(flag) == NOTHING:
+        return found
+    return Lapsed(ended=flag.lease)
 
 
 def salt_of(rollout: Rollout) -> str:

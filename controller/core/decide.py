@@ -6,31 +6,33 @@ from the most urgent to the least, and the order is the policy:
 
  1. killed           a person has killed the flag                        -> roll back
  2. unrecorded       we lowered the flag while the log was down          -> roll back (record it)
- 3. breach           an enforced gate is breached                        -> roll back, or pause if the plan says so
- 4. drift            the flag carries what nobody decided                -> pause, or roll back if the plan says so
- 5. paused           a person or we paused                               -> hold
- 6. guard            whoever looks may only lower                        -> hold
- 7. failed metrics   a query failed or cannot be trusted                 -> hold
- 8. evidence         an enforced gate has not earned its pass, and no
+ 3. lease            nobody looked, and routers went to the baseline     -> pause, or roll back if the plan says so
+ 4. breach           an enforced gate is breached                        -> roll back, or pause if the plan says so
+ 5. drift            the flag carries what nobody decided                -> pause, or roll back if the plan says so
+ 6. dead man         the guard finds that gate checks do not come        -> alarm, or roll back if the plan says so
+ 7. paused           a person or we paused                               -> hold
+ 8. guard            whoever looks may only lower                        -> hold
+ 9. failed metrics   a query failed or cannot be trusted                 -> hold
+10. evidence         an enforced gate has not earned its pass, and no
                      time box lets the step be accepted without it       -> hold (called baking while it bakes and data come in)
- 9. bake             the phase has not lasted long enough                -> hold
-10. freeze           the calendar says no                                -> hold
-11. approval         people have not said yes to the next phase          -> hold
-12. nothing left                                                         -> advance, or promote after the last phase
+11. bake             the phase has not lasted long enough                -> hold
+12. freeze           the calendar says no                                -> hold
+13. approval         people have not said yes to the next phase          -> hold
+14. nothing left                                                         -> advance, or promote after the last phase
 
 Break-glass (`Overridden`) lets one step pass bake, freeze or approval without what they ask for, and none of the others.
 Its one rule: traffic is raised in the last line and nowhere else, so each check above it is provably passed.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import assert_never
 
-from controller.core.converge import Convergence, Drift, Killed, UnrecordedLowering
-from controller.core.decision import Advance, Decision, Hold, Pause, Promote, RollBack, Why
+from controller.core.converge import Convergence, Drift, Killed, Lapsed, UnrecordedLowering
+from controller.core.decision import NOTHING, Advance, Decision, Hold, Pause, Promote, RollBack, Why
 from controller.core.freeze import frozen_until
-from controller.core.gates import GateResult, Verdict, breaches, unproven
-from controller.core.plan import Approval, AtLeast, GateMode, OnBreach, OnDrift, OnUnproven, Plan
+from controller.core.gates import GateResult, Verdict, breaches, span, unproven
+from controller.core.plan import Approval, AtLeast, DeadManAction, GateMode, OnBreach, OnDrift, OnUnproven, Plan
 from controller.core.question import override_in_force, votes_that_count
 from controller.core.rollout import AwaitingApproval, Baking, Check, Override, Paused, Pending, Rollout, Settled
 
@@ -57,22 +59,40 @@ def decide(
             return RollBack(
                 why=Why.UNRECORDED_LOWERING, text=f"{lowered_by} lowered the flag while the audit log could not be written"
             )
+        case Lapsed(ended=ended):
+            text = f"nobody renewed the flag's lease: at {ended:%Y-%m-%d %H:%M:%S} UTC it ended, and routers went back to the baseline"
+            if policy.dead_man_action is DeadManAction.ROLLBACK:
+                return RollBack(why=Why.LEASE_LAPSED, text=text)
+            if not _paused_for(rollout, Why.LEASE_LAPSED):
+                return Pause(why=Why.LEASE_LAPSED, text=text)
         case _:
             pass
+    if isinstance(rollout.state, Paused) and rollout.state.why is Why.LEASE_LAPSED and not isinstance(convergence, Drift):
+        # No user reaches the candidate: nothing that it does or does not report can be held against it.
+        return Hold(why=Why.PAUSED, text=f"paused: {rollout.state.text}")
 
     if breached := breaches(results):
         text = "; ".join(f"{r.gate}: {r.reason}" for r in breached)
         if any(r.on_breach is OnBreach.ROLLBACK for r in breached):
             return RollBack(why=Why.BREACH, text=text)
         # Somebody's own pause does not answer a breach: it is told, and a resume is then an answer to it.
-        if not (isinstance(rollout.state, Paused) and rollout.state.why is Why.BREACH):
+        if not _paused_for(rollout, Why.BREACH):
             return Pause(why=Why.BREACH, text=text)
 
     if isinstance(convergence, Drift):
         if policy.on_drift is OnDrift.ROLLBACK:
             return RollBack(why=Why.DRIFT, text=convergence.text)
-        if not (isinstance(rollout.state, Paused) and rollout.state.why is Why.DRIFT):
+        if not _paused_for(rollout, Why.DRIFT):
             return Pause(why=Why.DRIFT, text=convergence.text)
+
+    if not may_raise and policy.dead_man_after is not None and (missed := unchecked(rollout, now)) >= policy.dead_man_after:
+        text = (
+            f"no gate check for {span(missed.total_seconds())}, the plan asks for one each {span(policy.every.total_seconds())}"
+        )
+        if policy.dead_man_action is DeadManAction.ROLLBACK and rollout.weights != NOTHING:
+            return RollBack(why=Why.DEAD_MAN, text=text)
+        if not rollout.unwatched:
+            return Hold(why=Why.DEAD_MAN, text=text)
 
     settled = rollout.state
     if isinstance(settled, Paused):
@@ -152,6 +172,15 @@ def _overridden(override: Override | None, used: Sequence[Check]) -> str:
         return ""
     checks = ", ".join(dict.fromkeys(c.value for c in used))
     return f"; {checks} overridden by {override.actor} ({override.event.ticket}: {override.event.reason})"
+
+
+def unchecked(rollout: Rollout, now: datetime) -> timedelta:
+    """How long ago the last gate check was, or the start where there was none."""
+    return now - (rollout.last_gate_check or rollout.opened_at)
+
+
+def _paused_for(rollout: Rollout, why: Why) -> bool:
+    return isinstance(rollout.state, Paused) and rollout.state.why is why
 
 
 def _may_be_accepted(plan: Plan, settled: Settled, missing: Sequence[GateResult], now: datetime) -> bool:

@@ -23,6 +23,8 @@ class Why(StrEnum):
     KILLED = "killed"
     DRIFT = "drift"
     UNRECORDED_LOWERING = "unrecorded_lowering"
+    LEASE_LAPSED = "lease_lapsed"
+    DEAD_MAN = "dead_man"
     METRICS_FAILED = "metrics_failed"
     NOT_ENOUGH_EVIDENCE = "not_enough_evidence"
     BAKING = "baking"

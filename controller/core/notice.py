@@ -104,8 +104,9 @@ def notice_of(before: Rollout, after: Rollout, entry: Entry) -> Notice:
     level, text = _what(before, entry, after)
     results = entry.event.observed.results if isinstance(entry.event, Decided) else ()
     if fresh := [r for r in results if r.gate in after.warned - before.warned]:
-        level = Level.NEWS if level is Level.INFO else level
+        level = _at_least(Level.NEWS, level)
         text = f"warning: {'; '.join(f'{r.gate}: {r.reason}' for r in fresh)}; {text}"
+    level, text = _with_guards(before, after, entry, level, text)
     plan = after.plan
     return Notice(
         rollout_id=after.id,
@@ -195,6 +196,8 @@ def standing(rollout: Rollout) -> str:
     if index is not None and plan.phases[index].shadow_weight:
         where += " mirrored"
     match state:
+        case Paused(why=Why.LEASE_LAPSED):
+            return f"paused in {where}, routers at 0%: the lease lapsed"
         case Paused():
             return f"paused in {where}"
         case Moving(decision=decision):
@@ -231,12 +234,38 @@ def _what(before: Rollout, entry: Entry, after: Rollout) -> tuple[Level, str]:
 def _hold(before: Rollout, hold: Hold, text: str, after: Rollout) -> tuple[Level, str]:
     if hold.why is Why.AWAITING_APPROVAL and before.state != after.state:
         return Level.ALARM, hold.text
-    # Told after the first check without usable evidence, and once more, louder, after the second.
-    if after.troubled == 1:
-        return Level.NEWS, text
-    if after.troubled == 2:
-        return Level.ALARM, f"{text}, twice in a row"
-    return Level.INFO, text
+    if hold.why is Why.DEAD_MAN:
+        return Level.ALARM, text
+    policy, troubled = after.plan.policy, after.troubled
+    if repeats(troubled, policy.escalate_after):
+        return Level.ALARM, text if troubled == 1 else f"{text}, {'twice' if troubled == 2 else f'{troubled} times'} in a row"
+    return Level.NEWS if troubled == policy.tell_after else Level.INFO, text
+
+
+def repeats(count: int, first: int) -> bool:
+    """Whether a trouble that has been met `count` times in a row is told now: at `first`, and after twice, four times, ... as many."""
+    times, rest = divmod(count, first)
+    return times > 0 and rest == 0 and times & (times - 1) == 0
+
+
+def _with_guards(before: Rollout, after: Rollout, entry: Entry, level: Level, text: str) -> tuple[Level, str]:
+    """The same with what a gate check found of those who should look beside it."""
+    event = entry.event
+    if not isinstance(event, Decided) or event.source != "gate_check":
+        return level, text
+    if before.unwatched:
+        away = entry.at - (before.last_gate_check or before.opened_at)
+        level, text = _at_least(Level.NEWS, level), f"gate checks are back after {span(away.total_seconds())}; {text}"
+    if (since := event.observed.guard_silent_since) is not None and repeats(after.unguarded, 1):
+        silent = f"no guard has looked for {span((entry.at - since).total_seconds())}: a breach is only seen by gate checks"
+        level, text = Level.ALARM, f"{silent}; {text}"
+    elif before.unguarded and not after.unguarded:
+        level, text = _at_least(Level.NEWS, level), f"the guard looks again; {text}"
+    return level, text
+
+
+def _at_least(least: Level, level: Level) -> Level:
+    return least if level is Level.INFO else level
 
 
 def _applied(before: Rollout, actor: str, after: Rollout) -> tuple[Level, str]:

@@ -273,6 +273,10 @@ class DeadManAction(StrEnum):
     ROLLBACK = "rollback"
 
 
+LEASE_LOOKS = 4
+"""Looks of the guard that a lease lasts at least: it is renewed when a third of it is over, and two looks may be missed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """
@@ -289,7 +293,11 @@ class Policy:
         min_requests: Requests of the candidate that a passing verdict needs.
         on_breach: What a breach does.
         on_drift: What a flag value that no decision explains does.
-        dead_man_after: Without a gate check for so long, `dead_man_action` is due; None for never.
+        tell_after: Gate checks in a row without usable evidence until people are told (>= 1).
+        escalate_after: The same until it is an alarm, which is repeated after twice, four times, ... as many checks.
+        dead_man_after: Without a gate check for so long, the guard does `dead_man_action`; None for never.
+        dead_man_action: HOLD raises an alarm; ROLLBACK rolls back. Of a lapsed lease: HOLD pauses.
+        lease: How long the flag's weights hold without a guard that looks; None for no end.
     """
 
     every: timedelta = timedelta(minutes=15)
@@ -304,6 +312,9 @@ class Policy:
     on_drift: OnDrift = OnDrift.PAUSE
     dead_man_after: timedelta | None = None
     dead_man_action: DeadManAction = DeadManAction.HOLD
+    tell_after: int = 1
+    escalate_after: int = 2
+    lease: timedelta | None = None
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.confidence < 1:
@@ -316,6 +327,17 @@ class Policy:
             raise PlanError("gates.block is shorter than gates.guard_every: a block holds at least one look", ("gates", "block"))
         if (self.on_unproven is OnUnproven.ASK) != (self.ask is not None):
             raise PlanError("gates.on_unproven: ask needs the groups that are asked (gates.ask)", ("gates", "on_unproven"))
+        if self.tell_after < 1:
+            raise PlanError(f"gates.tell_after: {self.tell_after} is not at least 1", ("gates", "tell_after"))
+        if self.escalate_after < self.tell_after:
+            text = f"gates.escalate_after: {self.escalate_after} comes before gates.tell_after ({self.tell_after})"
+            raise PlanError(text, ("gates", "escalate_after"))
+        if self.dead_man_after is not None and self.dead_man_after <= self.every:
+            text = "gates.dead_man: it must wait for longer than gates.every, or it would act between two checks that are in time"
+            raise PlanError(text, ("gates", "dead_man"))
+        if self.lease is not None and self.lease < LEASE_LOOKS * self.guard_every:
+            text = f"gates.dead_man.lease: shorter than {LEASE_LOOKS} looks of the guard (gates.guard_every): it would lapse by a missed look"
+            raise PlanError(text, ("gates", "dead_man", "lease"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

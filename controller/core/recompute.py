@@ -16,7 +16,7 @@ from controller.core.gates import GateResult, Weighed, judge_all
 from controller.core.rollout import Decided, Entry, Pending, Rollout
 from controller.core.traffic import Reading
 
-FROM_THE_FLAG = frozenset({Why.KILLED, Why.DRIFT, Why.UNRECORDED_LOWERING})
+FROM_THE_FLAG = frozenset({Why.KILLED, Why.DRIFT, Why.UNRECORDED_LOWERING, Why.LEASE_LAPSED})
 """Reasons that lie in what the flag store said, which a row does not keep whole: their decisions are not computed again."""
 
 

@@ -156,7 +156,8 @@ class Observed:
     """
     What a decision rests on: each gate's measurement and verdict, the exposure so far (requests), and the evidence gathered.
 
-    `at` is the time of the look, which the row follows by a moment; None where a person decided without looking.
+    `at` is the time of the look, which the row follows by a moment; None where a person decided without looking. `guard_silent_since` is
+    when a guard last looked, where a gate check found that it should have done so long ago.
     """
 
     at: datetime | None = None
@@ -164,6 +165,7 @@ class Observed:
     results: tuple[GateResult, ...] = ()
     exposure: float | None = None
     gathered: Gathered | None = None
+    guard_silent_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +297,8 @@ class Rollout:
         seq: Of the last row; the next row is seq + 1.
         last_gate_check: When a gate check last wrote a row; None before the first.
         troubled: Gate checks in a row that ended without usable evidence.
+        unwatched: The guard has raised the alarm that gate checks do not come, and none came since.
+        unguarded: Gate checks in a row that found that no guard looks.
         warned: Gates that only warn and were breached at the last gate check.
         weights: What the flag must carry according to the log.
         applied: The decision ids that the flag may carry: the last one confirmed, "" before the first.
@@ -312,6 +316,8 @@ class Rollout:
     seq: int
     last_gate_check: datetime | None = None
     troubled: int = 0
+    unwatched: bool = False
+    unguarded: int = 0
     warned: frozenset[str] = frozenset()
     weights: Weights = field(default_factory=Weights)
     applied: str = ""
@@ -383,6 +389,7 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
     last_gate_check, troubled, exposure = rollout.last_gate_check, rollout.troubled, rollout.exposure
     evidence, warned = rollout.evidence, rollout.warned
     override = None if isinstance(state, Paused) else rollout.override
+    unwatched, unguarded = rollout.unwatched, rollout.unguarded
     weights, applied = rollout.weights, rollout.applied
     match entry.event:
         case Decided() as event:
@@ -390,9 +397,13 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
                 last_gate_check = entry.at
                 trouble = isinstance(event.decision, Hold) and event.decision.why in (Why.METRICS_FAILED, Why.NOT_ENOUGH_EVIDENCE)
                 troubled = troubled + 1 if trouble else 0
+                unwatched = False
+                unguarded = 0 if event.observed.guard_silent_since is None else unguarded + 1
                 warned = frozenset(
                     r.gate for r in event.observed.results if r.mode is GateMode.WARN and r.verdict is Verdict.BREACH
                 )
+            elif event.decision.why is Why.DEAD_MAN:
+                unwatched = True
             if event.observed.exposure is not None:
                 exposure = event.observed.exposure
             if event.observed.gathered is not None:
@@ -416,6 +427,8 @@ def step(rollout: Rollout, entry: Entry) -> Rollout:
         seq=entry.seq,
         last_gate_check=last_gate_check,
         troubled=troubled,
+        unwatched=unwatched,
+        unguarded=unguarded,
         warned=warned,
         weights=weights,
         applied=applied,

@@ -1,5 +1,7 @@
 """rollout.yaml: what is accepted, and how each mistake is told."""
 
+import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,14 @@ from controller.codec import event_from_json, event_to_json, plan_digest
 from controller.core.plan import (
     AtLeast,
     AtMost,
+    DeadManAction,
+    GateMode,
     MeanIncrease,
+    OnBreach,
+    OnDrift,
+    OnUnproven,
     Plan,
+    Policy,
     QuantileIncrease,
     QuantileLimit,
     RateLimit,
@@ -150,3 +158,62 @@ def test_the_yaml_of_the_documentation_is_accepted() -> None:
     example = Path(__file__).parents[2] / "docs" / "examples" / "rollout.yaml"
     spec = parse_text(RolloutSpec, example.read_text(), example.name)
     assert len(spec.to_plan().phases) == 6
+
+
+# --- what is done when something is missing --------------------------------------------------------------------------------------------
+
+
+def with_gates(gates: str) -> Policy:
+    return plan_of(re.sub(r"^gates:.*$", f"gates: {{{gates}}}", GOOD, flags=re.MULTILINE)).policy
+
+
+def test_the_defaults_are_the_safe_ones() -> None:
+    plan = plan_of(re.sub(r"^gates:.*\n", "", GOOD, flags=re.MULTILINE))
+    policy = plan.policy
+    assert (policy.tell_after, policy.escalate_after) == (1, 2)
+    assert (policy.on_breach, policy.on_drift, policy.on_unproven) == (OnBreach.ROLLBACK, OnDrift.PAUSE, OnUnproven.HOLD)
+    # Four checks that are missed: an alarm, and no routers that go back by themselves.
+    assert (policy.dead_man_after, policy.dead_man_action) == (timedelta(hours=1), DeadManAction.HOLD)
+    assert policy.lease is None
+    silence = [g for g in plan.gates if isinstance(g, Silence)]
+    assert [(g.mode, g.on_breach) for g in silence] == [(GateMode.ENFORCE, None)]  # None: as the plan says, a rollback
+
+
+@pytest.mark.parametrize(
+    ("gates", "after", "action", "lease"),
+    [
+        ("every: 15m, dead_man: {after: 1h, action: hold}", timedelta(hours=1), "hold", None),
+        ("every: 15m, dead_man: {after: 30m, action: rollback}", timedelta(minutes=30), "rollback", None),
+        ("every: 10m, dead_man: {missed: 3}", timedelta(minutes=30), "hold", None),
+        ("every: 10m, dead_man: {lease: 5m}", timedelta(minutes=40), "hold", timedelta(minutes=5)),
+        ("every: 10s, guard_every: 2s", timedelta(minutes=5), "hold", None),  # never sooner, where the plan does not say
+        ("every: 15m, dead_man: null", None, "hold", None),
+    ],
+)
+def test_a_dead_man_waits_as_the_plan_says(gates: str, after: timedelta | None, action: str, lease: timedelta | None) -> None:
+    policy = with_gates(gates)
+    assert (policy.dead_man_after, policy.dead_man_action.value, policy.lease) == (after, action, lease)
+
+
+def test_a_dead_man_is_acted_on_and_not_only_kept() -> None:
+    assert "gates.dead_man" not in plan_of(re.sub(r"^gates:.*$", "gates: {dead_man: {missed: 3}}", GOOD, flags=re.MULTILINE)).kept
+
+
+@pytest.mark.parametrize(
+    ("gates", "says"),
+    [
+        ("every: 15m, dead_man: {after: 15m}", "longer than gates.every"),
+        ("dead_man: {after: 1h, missed: 3}", "either for a time"),
+        ("dead_man: {missed: 1}", "greater than or equal to 2"),
+        ("guard_every: 15s, dead_man: {lease: 30s}", "shorter than 4 looks of the guard"),
+        ("tell_after: 0", "greater than or equal to 1"),
+        ("tell_after: 3, escalate_after: 2", "comes before gates.tell_after"),
+    ],
+)
+def test_a_dead_man_that_cannot_work_is_refused(gates: str, says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        with_gates(gates)
+
+
+def test_who_is_told_later_is_not_woken_earlier() -> None:
+    assert with_gates("tell_after: 5").escalate_after == 5

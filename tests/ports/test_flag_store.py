@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from controller.ports import FlagConflict, FlagKilled, UnknownFlag
+from controller.ports import FlagChange, FlagConflict, FlagKilled, UnknownFlag
 from tests.ports.conftest import World
 from tests.ports.events import change
 
@@ -119,3 +119,57 @@ def test_flags_of_another_environment_are_left_alone(world: World) -> None:
     world.flags.set_killed("staging", "chat-model", True, actor="erin", reason="pager")
     assert not world.flags.read("production", "chat-model").killed
     assert world.flags.read("production", "chat-model").weight == 1_000
+
+
+# --- leases -------------------------------------------------------------------------------------------------------------------------
+
+
+def leased(weight: int = 1_000, lease_s: float = 600.0) -> FlagChange:
+    return replace(change(weight, decision_id="r1.2.advance"), lease=timedelta(seconds=lease_s))
+
+
+def test_a_lease_is_measured_by_the_stores_own_clock(world: World) -> None:
+    before = world.flags.now()
+    flag = world.flags.write(leased(), 0)
+    assert flag.lease is not None
+    assert before + timedelta(seconds=600) <= flag.lease <= world.flags.now() + timedelta(seconds=600)
+    assert world.flags.read("production", "chat-model") == flag
+
+
+def test_a_renewal_is_no_new_version_so_that_a_raise_read_before_it_still_fits(world: World) -> None:
+    flag = world.flags.write(leased(), 0)
+    renewed = world.flags.renew("production", "chat-model", timedelta(hours=1), flag.version)
+    assert flag.lease is not None and renewed.lease is not None and renewed.lease > flag.lease + timedelta(minutes=40)
+    assert (renewed.version, renewed.decision_id, renewed.weight) == (flag.version, flag.decision_id, flag.weight)
+    assert renewed.revision == flag.revision + 1  # readers hear of it
+    raised = world.flags.write(replace(leased(2_000), decision_id="r1.4.advance"), flag.version)
+    assert (raised.version, raised.weight) == (flag.version + 1, 2_000)
+
+
+def test_what_has_lapsed_or_is_killed_or_was_lowered_meanwhile_cannot_be_renewed(world: World) -> None:
+    lapsed = world.flags.write(leased(lease_s=-1.0), 0)
+    with pytest.raises(FlagConflict):
+        world.flags.renew("production", "chat-model", timedelta(hours=1), lapsed.version)
+    alive = world.flags.write(leased(), lapsed.version)
+    with pytest.raises(FlagConflict):
+        world.flags.renew("production", "chat-model", timedelta(hours=1), lapsed.version)
+    killed = world.flags.set_killed("production", "chat-model", True, actor="erin", reason="pager")
+    for version in (alive.version, killed.version):
+        with pytest.raises(FlagConflict):
+            world.flags.renew("production", "chat-model", timedelta(hours=1), version)
+    with pytest.raises(FlagConflict):
+        world.flags.renew("production", "unheard-of", timedelta(hours=1), 1)
+
+
+def test_a_flag_without_a_lease_gets_none_by_a_renewal(world: World) -> None:
+    flag = world.flags.write(change(1_000), 0)
+    with pytest.raises(FlagConflict):
+        world.flags.renew("production", "chat-model", timedelta(hours=1), flag.version)
+
+
+def test_a_write_can_leave_the_lease_as_it_is_and_any_other_sets_or_ends_it(world: World) -> None:
+    first = world.flags.write(leased(lease_s=-60.0), 0)
+    fenced = world.flags.write(replace(leased(), keeps_lease=True, decision_id="r1.4.advance.abandoned"), first.version)
+    assert (fenced.version, fenced.lease) == (first.version + 1, first.lease)
+    lowered = world.flags.write(change(0, decision_id="r1.5.roll_back"), fenced.version)
+    assert lowered.lease is None

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import orjson
 import psycopg
@@ -241,3 +242,15 @@ def test_a_lease_that_lapsed_before_all_time_stays_lapsed(flags: PostgresFlags, 
     flag = flags.read("production", "chat-model")
     assert flag is not None
     assert assign(flag, "u1", datetime(2026, 1, 1, tzinfo=UTC)).reason == "lease_lapsed"
+
+
+def test_a_renewal_has_a_word_of_its_own_in_the_history_and_taking_a_lease_away_is_a_write(
+    engine: Engine, owner_url: str
+) -> None:
+    flags = PostgresFlags(engine)
+    flag = flags.write(replace(change(1_000), lease=timedelta(minutes=10)), 0)
+    flags.renew("production", "chat-model", timedelta(minutes=10), flag.version)
+    with connect(owner_url) as connection:
+        connection.execute("UPDATE penstock.flags SET lease = NULL")
+        rows = connection.execute("SELECT action, version FROM penstock.flag_history ORDER BY revision").fetchall()
+    assert rows == [("write", 1), ("renew", 1), ("write", 2)]

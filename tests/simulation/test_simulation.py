@@ -15,11 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from controller import codec, commands
 from controller.core.decision import Why
 from controller.core.notice import Level
-from controller.core.plan import OnDrift
+from controller.core.plan import DeadManAction, OnDrift
 from controller.core.recompute import recompute
 from controller.core.rollout import Applied, AwaitingApproval, Decided, Moving, Paused, RolledBack, replay
 from controller.shelf import CaseShelf
-from controller.tick import tick
+from controller.tick import tick, without_log
 from flagspec import Variant
 from tests.simulation.world import BEAT, EVERY, START, Fault, Truth, World, a_plan
 
@@ -32,10 +32,14 @@ PEOPLE = st.sampled_from(["rita", "amir", "bea", "chen"])
 class Controllers(RuleBasedStateMachine):
     """Anything may happen between and in the middle of looks."""
 
-    @initialize(on_drift=st.sampled_from(list(OnDrift)))
-    def begin(self, on_drift: OnDrift) -> None:
+    @initialize(
+        on_drift=st.sampled_from(list(OnDrift)),
+        lease=st.sampled_from([None, timedelta(minutes=30)]),
+        dead_man=st.sampled_from([None, *DeadManAction]),
+    )
+    def begin(self, on_drift: OnDrift, lease: timedelta | None, dead_man: DeadManAction | None) -> None:
         self.world = World()
-        self.world.open(a_plan(on_drift=on_drift))
+        self.world.open(a_plan(on_drift=on_drift, lease=lease, dead_man=dead_man))
 
     @rule(minutes=st.sampled_from([0, 1, 15, 45, 300]))
     def time_passes(self, minutes: int) -> None:
@@ -54,9 +58,19 @@ class Controllers(RuleBasedStateMachine):
     @rule(quarters=st.integers(1, 6))
     def the_schedule_goes_on_undisturbed(self, quarters: int) -> None:
         self.world.truth = Truth.GOOD
-        for _ in range(quarters):
-            self.world.now += EVERY
-            self.world.look(may_raise=True)
+        self.world.quarters(quarters, guarded=True)
+
+    @rule(minutes=st.sampled_from([5, 40, 90]), truth=st.sampled_from(list(Truth)))
+    def the_log_cannot_be_read_and_the_guard_goes_on_with_what_it_knew(self, minutes: int, truth: Truth) -> None:
+        known = self.rollout
+        if known.ended:
+            return
+        self.world.now += timedelta(minutes=minutes)
+        self.world.truth = truth
+        before = self.world.in_force(self.world.flag())
+        without_log(known, self.world.ports(), CaseShelf())
+        assert self.world.in_force(self.world.flag()) <= before
+        self.world.truth = Truth.GOOD
 
     @rule(person=PEOPLE, faults=FAULTS)
     def somebody_approves(self, person: str, faults: list[Fault]) -> None:
@@ -98,7 +112,8 @@ class Controllers(RuleBasedStateMachine):
         if truth is Truth.SILENT and self.phase_is_full:
             return  # nothing runs beside it that could show its silence
         self.world.look(may_raise=may_raise)
-        flag = self.world.flag()
+        if (flag := self.world.flag()) is not None and flag.lease is not None and self.world.now >= flag.lease:
+            return  # nobody is served by the candidate: the rollout is paused, or rolled back by the dead man
         assert flag is None or (flag.weight == 0 and flag.shadow_weight == 0), flag
         assert self.rollout.ended
 

@@ -19,6 +19,7 @@ from controller.core.measurement import Counted, Counts, Evidence, Measurement, 
 from controller.core.notice import Notice
 from controller.core.plan import (
     Approval,
+    DeadManAction,
     Gate,
     GateMode,
     Mode,
@@ -75,7 +76,7 @@ class Truth(StrEnum):
     DOWN = "down"
 
 
-def a_plan(*, on_drift: OnDrift = OnDrift.PAUSE) -> Plan:
+def a_plan(*, on_drift: OnDrift = OnDrift.PAUSE, lease: timedelta | None = None, dead_man: DeadManAction | None = None) -> Plan:
     return Plan(
         name="sim",
         environment="production",
@@ -100,7 +101,15 @@ def a_plan(*, on_drift: OnDrift = OnDrift.PAUSE) -> Plan:
             RateLimit(name="watched", indicator="timeout_ratio", limit=0.005, mode=GateMode.WARN),
             Silence(),
         ),
-        policy=Policy(every=EVERY, guard_every=BEAT, block=BEAT, on_drift=on_drift),
+        policy=Policy(
+            every=EVERY,
+            guard_every=BEAT,
+            block=BEAT,
+            on_drift=on_drift,
+            lease=lease,
+            dead_man_after=None if dead_man is None else 4 * EVERY,
+            dead_man_action=dead_man or DeadManAction.HOLD,
+        ),
     )
 
 
@@ -208,10 +217,13 @@ class World:
             self.shelf = CaseShelf()
             return "crashed"
 
-    def quarters(self, count: int) -> None:
-        """The schedule goes on: so many quarters of an hour, each with a gate check at its end."""
+    def quarters(self, count: int, *, guarded: bool = False) -> None:
+        """The schedule goes on: so many quarters of an hour, each with a gate check at its end, and with the guard's looks in it if asked."""
         for _ in range(count):
-            self.now += EVERY
+            for _ in range(EVERY // BEAT):
+                self.now += BEAT
+                if guarded:
+                    self.look(may_raise=False)
             self.look(may_raise=True)
 
     def command(self, what: Callable[[Ports], object]) -> str:
@@ -228,14 +240,21 @@ class World:
     def flag(self) -> RouteFlag | None:
         return self.flags.read("production", "chat")
 
+    def in_force(self, flag: RouteFlag | None) -> int:
+        """The weight that routers obey."""
+        return 0 if flag is None or (flag.lease is not None and self.now >= flag.lease) else flag.weight
+
     # --- the witness ---
 
     def witness(self, before: RouteFlag | None, after: RouteFlag) -> None:
         """Called at every write that reached the store: no raise without its row, its evidence, its bake and its approval."""
-        old, new = (0 if before is None else before.weight), after.weight
+        old, new = self.in_force(before), self.in_force(after)
         if after.decision_id.startswith(("stranger:", "person:")) or new <= old:
             return
         rows = self.audit.rows[self.rollout_id]
+        if before is not None and before.weight > old:
+            event = rows[-1].event
+            assert isinstance(event, Decided) and isinstance(event.decision, Resume), "a lapsed lease came back without a person"
         decided = [e for e in rows if isinstance(e.event, Decided) and e.event.decision_id == after.decision_id]
         assert len(decided) == 1, f"raised from {old} to {new} without an audit row for {after.decision_id}"
         event = decided[0].event
@@ -315,6 +334,18 @@ class _Flags:
         def effect() -> RouteFlag:
             before = self.world.flag()
             after = self.world.flags.write(change, expected_version)
+            self.world.witness(before, after)
+            return after
+
+        return self.world.call(effect, FlagUnavailable)
+
+    def now(self) -> datetime:
+        return self.world.now
+
+    def renew(self, environment: str, key: str, lease: timedelta, expected_version: int) -> RouteFlag:
+        def effect() -> RouteFlag:
+            before = self.world.flag()
+            after = self.world.flags.renew(environment, key, lease, expected_version)
             self.world.witness(before, after)
             return after
 

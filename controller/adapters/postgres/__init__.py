@@ -6,17 +6,20 @@ import alembic.
 """
 
 from controller.adapters.postgres.audit import PostgresAudit
-from controller.adapters.postgres.connect import app_url, create_database, open_engine, reader_url
+from controller.adapters.postgres.connect import app_url, check_schema, create_database, open_engine, reader_url
 from controller.adapters.postgres.feed import PostgresFlagSource
 from controller.adapters.postgres.flags import PostgresFlags
+from controller.adapters.postgres.heartbeats import PostgresHeartbeats
 from controller.adapters.postgres.outbox import PostgresOutbox
 
 __all__ = [
     "PostgresAudit",
     "PostgresFlagSource",
     "PostgresFlags",
+    "PostgresHeartbeats",
     "PostgresOutbox",
     "app_url",
+    "check_schema",
     "create_database",
     "open_engine",
     "reader_url",

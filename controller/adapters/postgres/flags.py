@@ -7,7 +7,7 @@ another version, and a raise that comes after it is refused. What a stranger mad
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import orjson
@@ -49,6 +49,11 @@ class PostgresFlags:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    def now(self) -> datetime:
+        with translated(FlagUnavailable, "reading the flag store's clock"), self._engine.connect() as connection:
+            at: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+            return at.astimezone(UTC)
+
     def read(self, environment: str, key: str) -> RouteFlag | None:
         with translated(FlagUnavailable, f"reading flag {key!r} in {environment}"), self._engine.connect() as connection:
             return self._read(connection, environment, key)
@@ -86,6 +91,24 @@ class PostgresFlags:
         reached(Point.FLAG_COMMITTED)
         if row is None:
             self._refuse(change, expected_version)
+        return _flag(row)
+
+    def renew(self, environment: str, key: str, lease: timedelta, expected_version: int) -> RouteFlag:
+        statement = (
+            update(flags)
+            .where(_is(environment, key), flags.c.version == expected_version, not_(flags.c.killed))
+            .where(flags.c.lease > func.clock_timestamp())
+            .values(lease=func.clock_timestamp() + lease)
+            .returning(*_COLUMNS)
+        )
+        with (
+            translated(FlagUnavailable, f"renewing the lease of flag {key!r} in {environment}"),
+            self._engine.begin() as connection,
+        ):
+            connection.execute(text("SELECT set_config('penstock.renewal', 'on', true)"))
+            row = connection.execute(statement).mappings().one_or_none()
+        if row is None:
+            raise FlagConflict(f"flag {key!r} is not at version {expected_version}, is killed, or its lease has lapsed")
         return _flag(row)
 
     def set_killed(
@@ -194,6 +217,7 @@ def _values(change: FlagChange) -> dict[str, Any]:
         "control": _variant_json(change.control),
         "candidate": _variant_json(change.candidate),
         "decision_id": change.decision_id,
+        **({} if change.keeps_lease else {"lease": None if change.lease is None else func.clock_timestamp() + change.lease}),
     }
 
 

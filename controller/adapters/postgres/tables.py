@@ -31,7 +31,7 @@ from sqlalchemy.types import UserDefinedType
 
 SCHEMA = "penstock"
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The migration that this release needs (a constant, so that looking costs no import of alembic; a test compares it)."""
 
 CHAIN_LOCK = 5_836_180_420_221_018_417
@@ -178,6 +178,15 @@ outbox = Table(
     Column("refused", Boolean, nullable=False, server_default=text("false")),
     UniqueConstraint("rollout_id", "seq", name="outbox_rollout_seq"),
     Index("outbox_waiting", "rollout_id", "id", postgresql_where=text("delivered_at IS NULL AND NOT refused")),
+)
+
+heartbeats = Table(
+    "heartbeats",
+    metadata,
+    Column("who", Text),
+    Column("rollout_id", Text),
+    Column("at", DateTime(timezone=True), nullable=False),
+    PrimaryKeyConstraint("who", "rollout_id", name="heartbeats_pkey"),
 )
 
 slack_threads = Table(

@@ -83,16 +83,19 @@ class Ports:
     router: int
     provider: int
     slack: int
+    guard: int
 
     @classmethod
     def free(cls) -> "Ports":
         found: set[int] = set()
-        while len(found) < 6:
+        while len(found) < 7:
             port = random.choice(FREE_PORTS)
             if not port_in_use("127.0.0.1", port):
                 found.add(port)
-        console, prefect, prometheus, router, provider, slack = found
-        return cls(console=console, prefect=prefect, prometheus=prometheus, router=router, provider=provider, slack=slack)
+        console, prefect, prometheus, router, provider, slack, guard = found
+        return cls(
+            console=console, prefect=prefect, prometheus=prometheus, router=router, provider=provider, slack=slack, guard=guard
+        )
 
 
 def run_demo(
@@ -167,6 +170,7 @@ class _Demo:
                 home=home,
                 scrape_interval=parse_duration("2s"),
                 listen=f"127.0.0.1:{ports.console}",
+                guard_listen=f"127.0.0.1:{ports.guard}",
                 slack_token=SLACK_TOKEN,
                 slack_api_url=f"http://127.0.0.1:{ports.slack}/api/",
                 actor=REQUESTER,

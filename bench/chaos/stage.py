@@ -64,7 +64,7 @@ class Stage:
     def _start(self) -> Self:
         for name in _ONE_THREAD:  # a process that has threads must not be forked from
             os.environ.setdefault(name, "1")
-        self.forked.set_forkserver_preload(["bench.chaos.worker"])
+        self.forked.set_forkserver_preload(["bench.chaos.worker", "bench.chaos.faults_migration"])
         temporary = tempfile.TemporaryDirectory(prefix="penstock-chaos-", ignore_cleanup_errors=True)
         self.home = Path(self._stack.enter_context(temporary))
         # Not durable: what dies beside it are controllers. Faults of the server itself have a durable one of their own (`cluster`).

@@ -12,8 +12,6 @@ from bench.chaos.fault import Trial, fault
 from bench.chaos.process import Died, Worker
 from bench.chaos.target import Truth
 from bench.chaos.world import World
-from bench.slack_limits import Fault as SlackFault
-from bench.slack_limits import FaultKind
 from controller.crash import Point
 
 PASSINGS = {
@@ -72,7 +70,7 @@ def crash_at(point: Point) -> None:
         if point in AFTER_A_CRASH:
             _cut(world, Point.RECORDED, 1)
         elif point is Point.LETTER_PUT_OFF:
-            world.slack.faults.faults.append(SlackFault(method="chat.postMessage", kind=FaultKind.STATUS, status=500, count=2))
+            world.slack_fails_once()
         if not _cut(world, point, rng.randint(1, PASSINGS.get(point, 1))):
             raise AssertionError(f"{point} was not reached")
         world.passed.add(point)
@@ -91,17 +89,12 @@ def _cut(world: World, point: Point, nth: int) -> bool:
         story(world, worker)
     except Died:
         world.note(f"died at {point}:{nth}")
-        world.rollouts = world.rollouts or _opened(world)
+        world.rollouts = world.opened()
         world.restarted()
         return True
     world.note(f"{point}:{nth} was not reached")
     world.restarted()
     return False
-
-
-def _opened(world: World) -> list[str]:
-    """The rollout of a controller that died before it could answer."""
-    return [r["rollout_id"] for r in world.sql("SELECT rollout_id FROM penstock.audit WHERE seq = 1")]
 
 
 for _point in Point:

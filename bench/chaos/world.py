@@ -29,6 +29,8 @@ from bench.chaos.invariants import Facts, FlagWrite, Shown, Told, check
 from bench.chaos.process import Died, Refused, Unanswered, Worker
 from bench.chaos.stage import DATABASE, SCRAPE, Stage
 from bench.chaos.target import ENVIRONMENT, Flow, Truth
+from bench.slack_limits import Fault as SlackFault
+from bench.slack_limits import FaultKind
 from controller.adapters.postgres import PostgresAudit, app_url, reader_url
 from controller.adapters.postgres.chain import verify
 from controller.adapters.postgres.connect import APP_ROLE, connect
@@ -189,6 +191,14 @@ class World:
         """As the log tells it. Raises PortError while the database is away."""
         return replay(self._audit().entries(rollout_id))
 
+    def opened(self) -> list[str]:
+        """All rollouts that the log has: a controller may have died before it could answer."""
+        return [str(r["rollout_id"]) for r in self.sql("SELECT rollout_id FROM penstock.audit WHERE seq = 1 ORDER BY id")]
+
+    def slack_fails_once(self) -> None:
+        """The next message is answered with an error of the server."""
+        self.slack.faults.faults.append(SlackFault(method="chat.postMessage", kind=FaultKind.STATUS, status=500))
+
     def look(self, worker: Worker, rollout_id: str, *, may_raise: bool, force: bool = True) -> Mapping[str, Any]:
         """One look; a look that the product could not make is an outcome of its own. Raises Died."""
         try:
@@ -345,6 +355,12 @@ class World:
         """Live weight of a flag; 0 if there is none."""
         rows = self.sql("SELECT weight FROM penstock.flags WHERE key = %s", flag or self.name)
         return int(rows[0]["weight"]) if rows else 0
+
+    def owner_edits(self, table: str, statement: str) -> None:
+        """Edit a table that is append-only, as only its owner can."""
+        self.sql(f"ALTER TABLE penstock.{table} DISABLE TRIGGER {table}_append_only")
+        self.sql(statement)
+        self.sql(f"ALTER TABLE penstock.{table} ENABLE ALWAYS TRIGGER {table}_append_only")
 
     def note(self, text: str) -> None:
         self.notes.append(f"{time.monotonic() - self._begun_s:8.3f} {text}")

@@ -1,16 +1,23 @@
 """The fault matrix itself: that its faults happen, and that each of its invariants can fail."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
-from bench.chaos.cli import one_trial
-from bench.chaos.fault import known_faults
+from bench.chaos.cli import Row, main, one_trial
+from bench.chaos.fault import Fault, Skipped, Trial, known_faults
+from bench.chaos.faults_crash import story
+from bench.chaos.invariants import INVARIANTS, one_check_a_slot
+from bench.chaos.process import Died
 from bench.chaos.stage import Stage
+from bench.chaos.world import World
 from controller import crash
 from controller.crash import Point
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +26,168 @@ def stage() -> Iterator[Stage]:
         yield made
 
 
+def a_fault(recover_s_max: float = 15.0) -> Fault:
+    return Fault(name="self-test", group="crash", quick=1, full=1, run=lambda world, rng: Trial(), recover_s_max=recover_s_max)
+
+
+@pytest.fixture
+def world(stage: Stage, tmp_path: Path) -> Iterator[World]:
+    with World(stage, a_fault(2.0), folder=tmp_path) as made:
+        yield made
+
+
+def broken_by(trial: Trial) -> set[str]:
+    return {v.invariant for v in trial.violations}
+
+
+# --- the faults -----------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("point", [Point.RAISED, Point.SLACK_SENT])
 def test_a_controller_that_dies_at_a_point_is_gone_on_with(stage: Stage, point: Point) -> None:
     trial = one_trial(stage, known_faults()[f"kill -9 at {point}"], seed=7, number=1)
     assert trial.violations == ()
     assert trial.recover_s is not None and point in trial.passed
+
+
+def test_every_crash_point_is_on_the_way_of_a_story_or_of_its_recovery(stage: Stage, tmp_path: Path) -> None:
+    passed: set[str] = set()
+    with World(stage, a_fault(), folder=tmp_path) as world:
+        crash_at_recorded(world)
+        world.slack_fails_once()
+        worker = world.controller("count")
+        story(world, worker)
+        world.lapse()
+        world.deliver(worker)
+        passed = set(worker.call("passed"))
+        assert world.finish(None).violations == ()
+    assert set(Point) - passed == set()
+    assert {f"kill -9 at {p}" for p in Point} - set(known_faults()) == set()
+
+
+def crash_at_recorded(world: World) -> None:
+    worker = world.controller(f"{Point.RECORDED}:1")
+    with pytest.raises(Died):
+        story(world, worker)
+    world.restarted()
+
+
+def test_a_story_without_a_fault_breaks_nothing(world: World) -> None:
+    worker = world.controller()
+    story(world, worker)
+    assert world.finish(world.recover(worker)).violations == ()
+
+
+# --- every invariant can fail ---------------------------------------------------------------------------------------------------
+
+
+def sabotaged(world: World, how: str, crash_point: str = "") -> Trial:
+    """A story, cut at a point if one is named, and gone on with by a controller that is wrong."""
+    prelude = f"bench.chaos.sabotage:{how}"
+    worker = world.controller(crash_point, prelude="" if crash_point else prelude)
+    try:
+        story(world, worker)
+        recover_s = world.recover(worker)
+    except Died:
+        world.rollouts = world.opened()
+        world.restarted()
+        recover_s = world.recover(world.controller(prelude=prelude))
+    return world.finish(recover_s)
+
+
+@pytest.mark.parametrize(
+    ("how", "crash_point", "invariant"),
+    [
+        ("flag_before_row", "", "authorised"),
+        ("phase_twice", "", "one_decision"),
+        ("write_twice", "", "one_flag_write"),
+        ("resume_raises", "recorded:1", "fresh_evidence"),
+        ("forget_notices", "", "notice_at_least_once"),
+        ("never_look_before_posting", "slack_sent:1", "no_visible_duplicate"),
+        ("never_confirm", "", "log_agrees_with_flag"),
+        ("say_something_else", "", "replay_agrees"),
+        ("never_lower", "", "lowered"),
+        ("never_lower", "", "recovers"),
+    ],
+)
+def test_a_controller_that_is_wrong_breaks_its_invariant(world: World, how: str, crash_point: str, invariant: str) -> None:
+    assert invariant in broken_by(sabotaged(world, how, crash_point))
+
+
+def test_gate_checks_that_do_not_ask_for_their_slot_are_found(world: World) -> None:
+    worker = world.controller(prelude="bench.chaos.sabotage:always_due")
+    rollout_id = world.start(worker, world.plan(every=timedelta(hours=1)))
+    for _ in range(3):
+        world.look(worker, rollout_id, may_raise=True, force=False)
+    assert "one_check_a_slot" in broken_by(world.finish(None, one_check_a_slot))
+
+
+OWNERS_EDITS: dict[str, Callable[[World], None]] = {
+    "chain_intact": lambda w: w.owner_edits("audit", "UPDATE penstock.audit SET actor = 'somebody else' WHERE seq = 2"),
+    "in_order": lambda w: w.owner_edits("flag_history", "DELETE FROM penstock.flag_history WHERE version = 2"),
+}
+
+
+@pytest.mark.parametrize("invariant", OWNERS_EDITS)
+def test_what_the_owner_of_the_database_edits_is_found(world: World, invariant: str) -> None:
+    worker = world.controller()
+    story(world, worker)
+    recover_s = world.recover(worker)
+    OWNERS_EDITS[invariant](world)
+    assert invariant in broken_by(world.finish(recover_s))
+
+
+def test_no_invariant_is_without_a_test_that_breaks_it() -> None:
+    (marks,) = (m for m in test_a_controller_that_is_wrong_breaks_its_invariant.pytestmark if m.name == "parametrize")
+    assert {case[2] for case in marks.args[1]} | set(OWNERS_EDITS) == set(INVARIANTS)
+
+
+# --- the report -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_counts_trials_that_broke_an_invariant_and_says_what_was_skipped() -> None:
+    fault = a_fault()
+    trials = [Trial(recover_s=1.0), Trial(recover_s=3.0), Trial(skipped="no root")]
+    row = Row(fault=fault, trials=trials).to_json()
+    assert row == {
+        "fault": "self-test",
+        "group": "crash",
+        "trials": 2,
+        "violations": {},
+        "recover_s": {"median": 2.0, "max": 3.0},
+        "skipped": "no root",
+    }
+
+
+def test_a_fault_that_cannot_be_had_is_skipped_and_a_bug_in_one_is_a_violation(stage: Stage) -> None:
+    def skips(world: World, rng: object) -> Trial:
+        raise Skipped("not here")
+
+    def breaks(world: World, rng: object) -> Trial:
+        raise ZeroDivisionError
+
+    made = {f.__name__: Fault(name=f.__name__, group="crash", quick=1, full=1, run=f) for f in (skips, breaks)}
+    assert one_trial(stage, made["skips"], 1, 1).skipped == "not here"
+    assert broken_by(one_trial(stage, made["breaks"], 1, 1)) == {"the trial itself"}
+
+
+def test_unknown_faults_are_refused_and_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="no fault or group 'x'"):
+        main(["--only", "x"])
+    assert main(["--list", "--only", "crash"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(Point)
+
+
+def test_a_run_prints_one_json_line_a_fault_and_fails_on_a_violation(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--only", "kill -9 at log_read", "--trials", "1", "-o", "json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["violations"] == {}
+
+
+# --- crash points ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["nowhere", "raised:0", "raised:x", "raised:1:gently"])

@@ -1,0 +1,111 @@
+"""
+Controllers that are wrong on purpose, one for each invariant: what shows that the invariants can fail.
+
+Each function changes the product in the process that calls it (`World.controller(prelude="bench.chaos.sabotage:...")`). Its one rule: it is a
+mistake that somebody could make.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from controller import commit as controller_commit
+from controller import tick as controller_tick
+from controller.adapters.postgres import PostgresFlags
+from controller.adapters.slack import SlackNotifier
+from controller.core.decision import Advance, Hold, RollBack, Why
+from controller.core.rollout import AwaitingApproval, Baking, Decided
+
+commit: Any = controller_commit
+tick: Any = controller_tick
+flags: Any = PostgresFlags
+slack: Any = SlackNotifier
+
+
+def flag_before_row() -> None:
+    """The flag is written first and the decision is recorded afterwards."""
+    record = commit.record
+
+    def flag_first(rollout: Any, event: Any, ports: Any, actor: str) -> Any:
+        if isinstance(event, Decided) and event.weights_after != event.weights_before:
+            flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
+            change = commit._change(rollout, event.weights_after, event.decision_id)
+            ports.flags.write(change, 0 if flag is None else flag.version)
+        return record(rollout, event, ports, actor)
+
+    commit.record = flag_first
+
+
+def phase_twice() -> None:
+    """A phase is entered again instead of being judged."""
+    decide = tick.decide
+
+    def again(rollout: Any, *args: Any, **options: Any) -> Any:
+        decision = decide(rollout, *args, **options)
+        if isinstance(decision, Hold) and options["may_raise"] and isinstance(rollout.state, Baking | AwaitingApproval):
+            return Advance(phase=rollout.phase, why=Why.GATES_PASSED, text="once more")
+        return decision
+
+    tick.decide = again
+
+
+def always_due() -> None:
+    """Gate checks do not ask whether the slot was theirs."""
+    tick.due = lambda *_: True
+
+
+def write_twice() -> None:
+    """A flag write is repeated, to be sure."""
+    write = flags.write
+
+    def twice(self: Any, change: Any, expected_version: int) -> Any:
+        flag = write(self, change, expected_version)
+        return write(self, change, flag.version)
+
+    flags.write = twice
+
+
+def resume_raises() -> None:
+    """A raise that was interrupted is finished, on the evidence of the controller that died."""
+
+    def finish(rollout: Any, flag: Any, ports: Any, actor: str, *, fenced: bool) -> Any:
+        done = commit._apply(rollout, flag, ports, actor)
+        return done.rollout, done.flag
+
+    commit._give_up = finish
+
+
+def forget_notices() -> None:
+    """Letters count as delivered and nobody gets them."""
+    slack.deliver = lambda self, letter: None
+
+
+def never_look_before_posting() -> None:
+    """Slack is not asked whether the message stands there already."""
+    slack._find = lambda self, *args, **options: None
+
+
+def never_confirm() -> None:
+    """The flag is written and no row says so."""
+    commit._confirm = lambda rollout, flag, ports, actor: rollout
+
+
+def say_something_else() -> None:
+    """What is recorded is not what the evidence says."""
+    decide = tick.decide
+
+    def other(*args: Any, **options: Any) -> Any:
+        decision = decide(*args, **options)
+        return replace(decision, text=f"{decision.text}, surely")
+
+    tick.decide = other
+
+
+def never_lower() -> None:
+    """A breach is held."""
+    decide = tick.decide
+
+    def hold(*args: Any, **options: Any) -> Any:
+        decision = decide(*args, **options)
+        return Hold(why=Why.BAKING, text=decision.text) if isinstance(decision, RollBack) else decision
+
+    tick.decide = hold

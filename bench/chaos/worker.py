@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -105,6 +105,16 @@ class _Orders:
         done = deliver(self._controller.outbox, self._controller.notifier, limit, pace=Pace(pause_s=0.0))
         return done.sent
 
+    def mail(self) -> None:
+        """The product's own loop for letters, in a thread until `halt`."""
+        self._go(lambda: guard.mail(self._controller.outbox, self._controller.notifier, self._stop))
+
+    def _go(self, *loops: Callable[[], None]) -> None:
+        threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
+        self._threads += threads
+        for thread in threads:
+            thread.start()
+
     def passed(self) -> Mapping[str, int]:
         return {p.value: n for p, n in crash.passed().items()}
 
@@ -127,10 +137,7 @@ class _Orders:
                 except PortError:
                     continue
 
-        loops = (checks, letters, lambda: guard.guard(ports, timedelta(seconds=guard_s), stop))
-        self._threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
-        for thread in self._threads:
-            thread.start()
+        self._go(checks, letters, lambda: guard.guard(ports, timedelta(seconds=guard_s), stop))
 
     def halt(self) -> None:
         self._stop.set()

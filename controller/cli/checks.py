@@ -213,6 +213,18 @@ def _flags(settings: Settings) -> str:
 def _slack(settings: Settings) -> str:
     if not settings.slack_token:
         return "not configured: notices go to the log (set PENSTOCK_SLACK_TOKEN)"
+    from controller.adapters.postgres import PostgresOutbox, open_engine
     from controller.adapters.slack import check_token
 
-    return check_token(settings.slack_token, base_url=settings.slack_api_url)
+    seen = check_token(settings.slack_token, base_url=settings.slack_api_url)
+    if settings.database_url is None:
+        return seen
+    engine = open_engine(settings.database_url)
+    try:
+        count, reason = PostgresOutbox(engine).stuck()
+    finally:
+        engine.dispose()
+    if count:
+        # A token that is good says nothing of the channels.
+        raise SettingsError(f"{seen}, but {count} notice{'s' if count > 1 else ''} could not be delivered: {reason}")
+    return seen

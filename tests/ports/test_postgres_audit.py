@@ -478,3 +478,16 @@ def test_a_rollout_whose_hold_was_taken_away_is_still_looked_at_until_it_ends(en
     assert audit.active() == ["kept", "robbed"]
     with pytest.raises(FlagHeld, match="held by rollout robbed"):
         check_start(plan("b"), Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=NoMetrics()))
+
+
+def test_letters_that_did_not_go_out_are_counted_with_the_latest_reason(audit: PostgresAudit) -> None:
+    assert audit.stuck() == (0, "")
+    for number in range(3):
+        audit.append(opened(f"r{number}", f"flag-{number}"), notice(f"r{number}", 1))
+    first, second, third = audit.due(3)
+    audit.failed(first, "HTTP 503", 5.0, final=False)
+    audit.failed(second, "channel_not_found", 60.0, final=False)
+    audit.failed(third, "msg_too_long", None, final=True)
+    assert audit.stuck() == (2, "channel_not_found")
+    audit.done(second)
+    assert audit.stuck() == (1, "HTTP 503")

@@ -124,6 +124,14 @@ class PostgresOutbox:
                 .values(due_at=func.clock_timestamp(), attempts=func.greatest(outbox.c.attempts - 1, 0))
             )
 
+    def stuck(self) -> tuple[int, str]:
+        """How many letters were tried and did not go out, and why the latest of them did not. Raises AuditUnavailable."""
+        failed = and_(outbox.c.delivered_at.is_(None), not_(outbox.c.refused), outbox.c.last_error.is_not(None))
+        latest = select(func.count().over(), outbox.c.last_error).where(failed).order_by(outbox.c.due_at.desc()).limit(1)
+        with translated(AuditUnavailable, "counting the outbox"), self._engine.connect() as connection:
+            row = connection.execute(latest).one_or_none()
+        return (0, "") if row is None else (int(row[0]), str(row[1]))
+
     def waiting(self) -> int:
         """How many letters wait, whether due or not. Raises AuditUnavailable."""
         with translated(AuditUnavailable, "counting the outbox"), self._engine.connect() as connection:

@@ -6,21 +6,17 @@ Its one rule: a violation is never lost. Its trial is named with the command tha
 
 import argparse
 import json
-import math
 import shlex
-import statistics
 import tempfile
 import time
 import traceback
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from bench.chaos.fault import Fault, Skipped, Trial, Violation, known_faults
+from bench.chaos.report import HEADER, Row, line, publish
 from bench.chaos.stage import Stage
 from bench.chaos.world import World
 from bench.cli import emit, say
@@ -28,34 +24,6 @@ from bench.cli import emit, say
 KEPT = Path(".penstock/chaos")
 BESIDE = 6
 """Trials that run side by side: most of a trial is waiting."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One fault's line of the report."""
-
-    fault: Fault
-    trials: Sequence[Trial] = field(repr=False)
-
-    @property
-    def skipped(self) -> str:
-        return next((t.skipped for t in self.trials if t.skipped), "")
-
-    @property
-    def violations(self) -> Mapping[str, int]:
-        """How many trials broke an invariant."""
-        return dict(Counter(name for t in self.trials for name in {v.invariant for v in t.violations}))
-
-    def to_json(self) -> dict[str, Any]:
-        took = sorted(t.recover_s for t in self.trials if t.recover_s is not None and math.isfinite(t.recover_s))
-        row: dict[str, Any] = {
-            "fault": self.fault.name,
-            "group": self.fault.group,
-            "trials": sum(not t.skipped for t in self.trials),
-            "violations": self.violations,
-            "recover_s": {"median": round(statistics.median(took), 2), "max": round(took[-1], 2)} if took else None,
-        }
-        return row | ({"skipped": self.skipped} if self.skipped else {})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,9 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             keep=args.keep,
         )
     )
+    took_s = time.monotonic() - begun_s
+    if args.write is not None:
+        publish(args.write, rows, seed=args.seed, took_s=took_s)
     bad = sum(bool(r.violations) for r in rows)
     total = sum(len(r.trials) for r in rows)
-    say(f"{len(rows)} faults, {total} trials, {bad} faults with violations, {time.monotonic() - begun_s:.0f} s, seed {args.seed}")
+    say(f"{len(rows)} faults, {total} trials, {bad} faults with violations, {took_s:.0f} s, seed {args.seed}")
     return 1 if bad else 0
 
 
@@ -90,7 +61,7 @@ def run(
     seed: int,
     only: int | None = None,
     trials: int | None = None,
-    report: Any = None,
+    report: Callable[[Row], None] | None = None,
     keep: bool = False,
 ) -> Iterator[Row]:
     """
@@ -180,20 +151,11 @@ def _chosen(names: Sequence[str]) -> list[Fault]:
     return [f for f in faults.values() if not names or f.name in names or f.group in names]
 
 
-def _printer(output: str) -> Any:
+def _printer(output: str) -> Callable[[Row], None]:
     if output == "json":
         return lambda row: emit(json.dumps(row.to_json()))
-    emit(f"{'fault':42} {'trials':>6} {'violations':>10}  {'recovery, median and longest':30}")
-    return lambda row: emit(_line(row))
-
-
-def _line(row: Row) -> str:
-    data = row.to_json()
-    took = data["recover_s"]
-    recovery = f"{took['median']:.2f} s  {took['max']:.2f} s" if took else "-"
-    found = ", ".join(f"{name} {n}" for name, n in row.violations.items()) or "0"
-    skipped = f"  skipped: {row.skipped}" if row.skipped else ""
-    return f"{row.fault.name:42} {data['trials']:>6} {found:>10}  {recovery}{skipped}"
+    emit(line(HEADER))
+    return lambda row: emit(line(row.cells()))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -207,5 +169,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, help="so many of each fault")
     parser.add_argument("--keep", action="store_true", help="what trials without violations leave behind, too")
     parser.add_argument("--list", action="store_true", help="the faults and their groups")
+    parser.add_argument(
+        "--write", type=Path, metavar="PAGE", help="put the figures in their place on a page (docs/reliability.md)"
+    )
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     return parser.parse_args(argv)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos.cli import Row, main, one_trial
-from bench.chaos.fault import Fault, Skipped, Trial, known_faults
+from bench.chaos.cli import main, one_trial
+from bench.chaos.fault import Fault, Skipped, Trial, Violation, known_faults
 from bench.chaos.faults_crash import story
 from bench.chaos.invariants import INVARIANTS, one_check_a_slot
 from bench.chaos.process import Died
+from bench.chaos.report import BEGINS, ENDS, Row, publish
 from bench.chaos.stage import Stage
 from bench.chaos.world import World
 from controller import crash
@@ -157,6 +158,21 @@ def test_the_report_counts_trials_that_broke_an_invariant_and_says_what_was_skip
         "recover_s": {"median": 2.0, "max": 3.0},
         "skipped": "no root",
     }
+
+
+def test_figures_take_the_place_of_the_old_ones_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGINS}\nold\n{ENDS}\nafter\n")
+    bad = Trial(violations=(Violation(invariant="recovers", text="-"),))
+    for _ in range(2):
+        publish(page, [Row(fault=a_fault(), trials=[Trial(recover_s=1.0), bad])], seed=3, took_s=60)
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGINS}\n") and text.endswith(f"{ENDS}\nafter\n") and "old" not in text
+    assert "seed 3: 1 faults, 2 trials, 1 with a violation" in text
+    assert text.count("| self-test | 2 | recovers 1 | 1.0 s, 1.0 s |") == 1
+    page.write_text("no place")
+    with pytest.raises(ValueError, match="no place for the figures"):
+        publish(page, [], seed=3, took_s=60)
 
 
 def test_a_fault_that_cannot_be_had_is_skipped_and_a_bug_in_one_is_a_violation(stage: Stage) -> None:

@@ -8,7 +8,7 @@ wrong clock neither seems dead nor alive.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import ARRAY, Engine, Text, delete, func, literal, select
 from sqlalchemy.dialects.postgresql import insert
 
 from controller.adapters.postgres.errors import translated
@@ -25,8 +25,9 @@ class PostgresHeartbeats:
 
     def beat(self, who: str, rollouts: Sequence[str] = ()) -> None:
         # In one order, so that two lookers with the same rollouts never wait for each other's rows.
-        rows = [{"who": who, "rollout_id": i} for i in sorted({"", *rollouts})]
-        statement = insert(heartbeats).values([{**r, "at": func.clock_timestamp()} for r in rows])
+        ids = func.unnest(literal(sorted({"", *rollouts}), ARRAY(Text))).column_valued("rollout_id")
+        rows = select(literal(who), ids, func.clock_timestamp()).order_by(ids)
+        statement = insert(heartbeats).from_select(["who", "rollout_id", "at"], rows)
         statement = statement.on_conflict_do_update(index_elements=["who", "rollout_id"], set_={"at": statement.excluded.at})
         old = delete(heartbeats).where(
             heartbeats.c.who == who, heartbeats.c.rollout_id != "", heartbeats.c.at < func.clock_timestamp() - KEPT

@@ -15,6 +15,7 @@ rule: only these errors cross a port; an adapter translates whatever its library
     +-- FlagHeld               another rollout holds the flag
     +-- UnknownFlag            there is no such flag to kill
     +-- UnknownRollout         no rollout has this id
+    +-- BadHeads               the file of published heads, or a key for them, cannot be used
     +-- TextLost               a text that a row refers to is gone or was changed: waiting does not bring it back
     +-- NotifierRefused        the message can never be delivered as it is
     +-- DrillRefused           the router takes no drill: from this sender, or now
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
+from controller.core.chain import Head
 from controller.core.measurement import Measurement
 from controller.core.notice import Notice
 from controller.core.plan import Gate
@@ -84,6 +86,10 @@ class TextLost(PortError):
     pass
 
 
+class BadHeads(PortError):
+    pass
+
+
 class NotifierRefused(PortError):
     pass
 
@@ -112,7 +118,25 @@ class Texts(Protocol):
         """As `AuditLog.text`."""
 
 
-class AuditLog(Protocol):
+class HeadSource(Protocol):
+    """The end of the log's hash chain, whose publication elsewhere makes it binding."""
+
+    def head(self, audit_id: int | None = None) -> Head | None:
+        """
+        A row of the chain.
+
+        Args:
+            audit_id: Which; the last one if None.
+
+        Returns:
+            None if there is no such row.
+
+        Raises:
+            AuditUnavailable: it cannot be read.
+        """
+
+
+class AuditLog(HeadSource, Protocol):
     """The append-only log. All times are the database's."""
 
     def now(self) -> datetime:
@@ -155,6 +179,51 @@ class AuditLog(Protocol):
             SeqTaken: (rollout_id, seq) exists.
             FlagHeld: an Opened row for a flag that another rollout holds.
             AuditUnavailable: see above; after an unclear commit the adapter has read again by key.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedHead:
+    """
+    A head as it is published.
+
+    Args:
+        id, hash, at: Of the row.
+        published_at: When it was published, by the database's clock.
+        release: Of the program that did.
+        key: Fingerprint of the key that signed it; "" for an unsigned one.
+        signature: Base64; "" for an unsigned one.
+    """
+
+    id: int
+    hash: str
+    at: datetime
+    published_at: datetime
+    release: str
+    key: str = ""
+    signature: str = ""
+
+
+class Signer(Protocol):
+    def sign(self, head: Head, published_at: datetime) -> SignedHead:
+        """Signed if there is a key to sign with."""
+
+
+class HeadBook(Protocol):
+    """Where heads are published: a place that the database's owner cannot rewrite."""
+
+    def last(self) -> SignedHead | None:
+        """The one published last. Raises BadHeads."""
+
+    def append(self, signed: SignedHead) -> bool:
+        """
+        Publish a head.
+
+        Returns:
+            False if it is the one published last.
+
+        Raises:
+            BadHeads: it could not be written.
         """
 
 
@@ -370,6 +439,9 @@ class Outbox(Protocol):
 
     def due(self, limit: int) -> Sequence[Letter]:
         """The oldest that may be tried now, in order; none of a rollout whose earlier letter waits. Raises AuditUnavailable."""
+
+    def announce(self, notice: Notice) -> None:
+        """A notice that tells of no row of a rollout; once, however often it is announced. Raises AuditUnavailable."""
 
     def done(self, letter: Letter) -> None:
         """It was delivered."""

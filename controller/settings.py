@@ -23,6 +23,8 @@ the environment always wins over it.
 | PENSTOCK_SLACK_TOKEN | bot token (`xoxb-...`); without it notices go to the log | none |
 | PENSTOCK_SLACK_CHANNEL | default channel | `#llm-rollouts` |
 | PENSTOCK_SLACK_API_URL | another Slack API, for a stand-in | Slack's |
+| PENSTOCK_AUDIT_KEY_FILE | Ed25519 private key (PEM) that heads of the audit log are signed with | none: unsigned |
+| PENSTOCK_AUDIT_HEADS_FILE | where heads of the audit log are published, one a line | `audit-heads.jsonl` in the home folder |
 | PENSTOCK_ACTOR | who acts on the command line | the login name |
 | PENSTOCK_GROUPS | the groups of that person, comma separated; of no effect with a people file | none |
 | PENSTOCK_PEOPLE_FILE | the people.yaml that says who may do what | none: names and groups are what the caller says |
@@ -66,6 +68,8 @@ class Settings:
     slack_token: str = field(default="", repr=False)
     slack_channel: str = "#llm-rollouts"
     slack_api_url: str | None = None
+    audit_key_file: Path | None = None
+    audit_heads_file: Path = Path("audit-heads.jsonl")
     actor: str = ""
     groups: tuple[str, ...] = ()
     people_file: Path | None = None
@@ -117,6 +121,8 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         slack_token=env.get("PENSTOCK_SLACK_TOKEN", ""),
         slack_channel=env.get("PENSTOCK_SLACK_CHANNEL") or "#llm-rollouts",
         slack_api_url=env.get("PENSTOCK_SLACK_API_URL"),
+        audit_key_file=Path(key) if (key := env.get("PENSTOCK_AUDIT_KEY_FILE")) else None,
+        audit_heads_file=Path(env.get("PENSTOCK_AUDIT_HEADS_FILE") or home / "audit-heads.jsonl"),
         actor=env.get("PENSTOCK_ACTOR") or _login(),
         crash_at=env.get("PENSTOCK_CRASH_AT", ""),
         groups=tuple(g.strip() for g in env.get("PENSTOCK_GROUPS", "").split(",") if g.strip()),

@@ -19,7 +19,7 @@ from controller.core.decide import decide
 from controller.core.decision import Decision, Hold, RollBack, Why, lowers
 from controller.core.exercise import Exercise, exercises
 from controller.core.gates import GateResult
-from controller.core.rollout import Applied, AwaitingApproval, Entry, Moving, Rollout, replay, step
+from controller.core.rollout import Applied, AwaitingApproval, Entry, FlagRead, Moving, Rollout, replay, step
 from controller.crash import Point, reached
 from controller.gather import Look, gather
 from controller.ports import AuditUnavailable, Drills, FlagConflict, Heartbeats, PortError, Ports, SeqTaken
@@ -106,7 +106,8 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
     reached(Point.SETTLED)
     if rollout.ended:
         return Tick(outcome=Outcome.ENDED, rollout=rollout)
-    convergence = leased(convergence, flag, _leases_clock(flag, ports, now))
+    leases_clock = _leases_clock(flag, ports, now)
+    convergence = leased(convergence, flag, leases_clock)
 
     drifted = isinstance(convergence, Drift)
 
@@ -132,6 +133,9 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
     reached(Point.DECIDED)
     source = "gate_check" if may_raise else "guard"
     observed = seen.observed(results)
+    if not isinstance(convergence, InStep):
+        # What the log does not explain must be in the row for the decision to be computed again.
+        observed = replace(observed, found=FlagRead(flag=flag, at=leases_clock))
     if may_raise and (silent := guard_silent_since(rollout, ports.heartbeats, now)) is not None:
         observed = replace(observed, guard_silent_since=silent)
     done = commit(rollout, flag, decision, ports, actor=actor, source=source, observed=observed, at=now)

@@ -17,11 +17,12 @@ from controller.core.plan import Gate, Plan
 from controller.core.traffic import Question, TrafficRead
 from controller.people import PeopleFile
 from controller.ports import Drills, Measured, MetricSource, Notifier, Outbox, Ports, Scope
+from controller.publish import Published, publish
 from controller.settings import Settings, SettingsError
 from specfile import SpecError
 
 if TYPE_CHECKING:
-    from controller.adapters.postgres import PostgresFlags, PostgresFlagSource
+    from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresFlagSource
     from controller.adapters.postgres.census import Census
 
 NO_DATABASE = "no database: start one with `penstock up`, or set PENSTOCK_DATABASE_URL"
@@ -204,6 +205,41 @@ def make_drills(settings: Settings) -> Drills:
         return RouterDrills(settings.router_url, settings.drill_token, api_key=settings.drill_api_key)
     except ValueError as exc:
         raise SettingsError(str(exc)) from exc
+
+
+def publish_head(opened: Controller) -> Published:
+    """
+    Publish the head of the audit log where the settings say.
+
+    Raises:
+        BadHeads: the key or the file of heads cannot be used.
+        AuditUnavailable: the log cannot be read, or people not be told.
+    """
+    from controller.adapters.heads import HeadFile, HeadSigner
+
+    settings = opened.settings
+    signer, book = HeadSigner(settings.audit_key_file), HeadFile(settings.audit_heads_file)
+    log = opened.ports.audit
+    return publish(log, log.now(), book, signer, opened.outbox, settings.audit_heads_file.name)
+
+
+@contextmanager
+def open_log(settings: Settings) -> Iterator["PostgresAudit"]:
+    """
+    Only the audit log, for who reads it.
+
+    Raises:
+        SettingsError, Unavailable: as `open_controller`.
+    """
+    from controller.adapters.postgres import PostgresAudit, open_engine
+
+    if settings.database_url is None:
+        raise SettingsError(NO_DATABASE)
+    engine = open_engine(settings.database_url)
+    try:
+        yield PostgresAudit(engine)
+    finally:
+        engine.dispose()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from prefect.schedules import Cron, Interval, Schedule
 from prefect.types.entrypoint import EntrypointType
 from ruamel.yaml import YAML
 
-from flows.registry import DEPLOYMENTS, Deployed
+from flows.registry import DEPLOYMENTS, GATE_CHECK, Deployed
 
 WORK_POOL = "penstock"
 
@@ -49,7 +49,7 @@ def runner_deployments(gate_every: timedelta | None = None) -> list[RunnerDeploy
 def _schedule(deployed: Deployed, gate_every: timedelta | None) -> Schedule | None:
     if not deployed.cron:
         return None
-    if gate_every is None:
+    if gate_every is None or deployed.name != GATE_CHECK:
         return Cron(deployed.cron, timezone="UTC", slug=deployed.slug)
     return Interval(gate_every, slug=deployed.slug)
 

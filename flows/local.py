@@ -39,7 +39,7 @@ from controller.sweep import anybody_due
 from controller.wiring import open_controller
 from flows import context
 from flows.deploy import load_flow, runner_deployments
-from flows.registry import DEPLOYMENTS
+from flows.registry import DEPLOYMENTS, GATE_CHECK
 from flows.serve import every
 
 POLL = timedelta(seconds=1)
@@ -47,7 +47,6 @@ POLL = timedelta(seconds=1)
 DUE_PAUSE = timedelta(seconds=5)
 """Between two checks of our own: a rollout that stays due because it cannot be looked at does not fill the history with failures."""
 WORKERS = 4
-GATE_CHECK = "gate-check"
 
 _log = logging.getLogger("penstock.flows.local")
 

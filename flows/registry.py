@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+GATE_CHECK = "gate-check"
 GATE_CHECK_CRON = "*/15 * * * *"
+AUDIT_HEAD_CRON = "7 * * * *"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,7 @@ DEPLOYMENTS = (
         description="Start a rollout. Its run stays *Paused* under the name of the phase while the rollout lasts; cancel the run to abort it.",
     ),
     Deployed(
-        name="gate-check",
+        name=GATE_CHECK,
         entrypoint="flows.gate_check.gate_check",
         description="Look at every rollout that is due, each quarter of an hour. Run it by hand with a rollout's id and *force* to look now.",
         cron=GATE_CHECK_CRON,
@@ -59,5 +61,12 @@ DEPLOYMENTS = (
         name="approve",
         entrypoint="flows.approve.approve",
         description="Say yes to the phase that a rollout waits to enter. The next gate check judges once more and advances.",
+    ),
+    Deployed(
+        name="audit-head",
+        entrypoint="flows.audit_head.audit_head",
+        description="Publish the head of the audit log each hour, so that nobody can cut or rewrite it unseen.",
+        cron=AUDIT_HEAD_CRON,
+        slug="audit-head",
     ),
 )

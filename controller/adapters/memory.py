@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from hashlib import sha256
 from statistics import NormalDist
 from typing import Any
 
+from controller.core.chain import Head
 from controller.core.measurement import Evidence, Measurement, NoData
 from controller.core.notice import Notice
 from controller.core.plan import Gate
@@ -89,6 +91,18 @@ class MemoryAudit:
         holder = self.held.setdefault((environment, flag), rollout_id)
         if holder != rollout_id:
             raise FlagHeld(f"flag {flag!r} in {environment} is held by rollout {holder}")
+
+    def head(self, audit_id: int | None = None) -> Head | None:
+        ordered = sorted((e for rows in self.rows.values() for e in rows), key=lambda e: (e.at, e.rollout_id, e.seq))
+        last = len(ordered) if audit_id is None else audit_id
+        if not 1 <= last <= len(ordered):
+            return None
+        return Head(id=last, hash=sha256(repr(ordered[:last]).encode("utf-8", "replace")).hexdigest(), at=ordered[last - 1].at)
+
+    def announce(self, notice: Notice) -> None:
+        known = {(x.notice.rollout_id, x.notice.seq) for x in (*self.letters, *self.delivered)}
+        if (notice.rollout_id, notice.seq) not in known:
+            self.letters.append(Letter(id=len(self.letters) + len(self.delivered) + 1, notice=notice))
 
     def active(self) -> Sequence[str]:
         return sorted(self.held.values(), key=lambda i: self.rows[i][0].at)

@@ -71,6 +71,7 @@ class Notice:
         environment: Where.
         ended: ``promoted``, ``rolled_back``, ``aborted`` or "".
         question: Digest of the question that people are asked (`core.question`); "" where it waits for nobody.
+        ask: The command that tells more; "" for ``penstock why`` of the rollout.
     """
 
     rollout_id: str
@@ -87,6 +88,7 @@ class Notice:
     environment: str = ""
     ended: Literal["promoted", "rolled_back", "aborted", ""] = ""
     question: str = ""
+    ask: str = ""
 
 
 _ORDER = {Verdict.BREACH: 0, Verdict.ERROR: 1, Verdict.INSUFFICIENT: 2, Verdict.PASS: 3}

@@ -8,7 +8,7 @@ believed either: the case before the look takes the row's traffic once more, and
 from dataclasses import dataclass
 from datetime import datetime
 
-from controller.core.converge import InStep
+from controller.core.converge import InStep, converge, leased
 from controller.core.decide import decide
 from controller.core.decision import Decision, Why
 from controller.core.evidence.case import Case
@@ -17,7 +17,7 @@ from controller.core.rollout import Decided, Entry, Pending, Rollout
 from controller.core.traffic import Reading
 
 FROM_THE_FLAG = frozenset({Why.KILLED, Why.DRIFT, Why.UNRECORDED_LOWERING, Why.LEASE_LAPSED})
-"""Reasons that lie in what the flag store said, which a row does not keep whole: their decisions are not computed again."""
+"""Reasons that lie in what the flag store said. Rows from before releases kept that (`Observed.found`) cannot be computed again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +57,11 @@ def recompute(before: Rollout, entry: Entry, readings: tuple[Reading, ...] = ())
         return Recomputed(results=(), decision=None)
     weighed, evidence = _weighed(before, event, readings)
     results = judge_all(before.plan, before.phase or 0, dict(observed.measurements), weighed, observed.at - _since(before))
-    if event.decision.why in FROM_THE_FLAG:
+    if event.decision.why in FROM_THE_FLAG and observed.found is None:
         return Recomputed(results=results, decision=None, evidence=evidence)
-    decision = decide(before, InStep(), results, observed.at, may_raise=event.source == "gate_check")
+    found = observed.found
+    convergence = InStep() if found is None else leased(converge(before, found.flag), found.flag, found.at)
+    decision = decide(before, convergence, results, observed.at, may_raise=event.source == "gate_check")
     return Recomputed(results=results, decision=decision, evidence=evidence)
 
 

@@ -28,6 +28,7 @@ from controller.core.decision import (
 from controller.core.gates import GateResult, Verdict, unproven
 from controller.core.measurement import Measurement
 from controller.core.plan import GateMode, Plan
+from flagspec import RouteFlag
 
 
 class LogError(ValueError):
@@ -152,12 +153,27 @@ class Gathered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlagRead:
+    """
+    The flag as a look read it.
+
+    Args:
+        flag: None if there was none.
+        at: By the clock that its lease is read by.
+    """
+
+    flag: RouteFlag | None
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
     """
     What a decision rests on: each gate's measurement and verdict, the exposure so far (requests), and the evidence gathered.
 
     `at` is the time of the look, which the row follows by a moment; None where a person decided without looking. `guard_silent_since` is
-    when a guard last looked, where a gate check found that it should have done so long ago.
+    when a guard last looked, where a gate check found that it should have done so long ago. `found` is there where the flag was
+    not as the log explains (killed, drift, a lapsed lease, a lowering without a row): then the decision rests on it, too.
     """
 
     at: datetime | None = None
@@ -166,6 +182,7 @@ class Observed:
     exposure: float | None = None
     gathered: Gathered | None = None
     guard_silent_since: datetime | None = None
+    found: FlagRead | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

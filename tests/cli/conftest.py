@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from controller.adapters.postgres import app_url
+from controller.adapters.postgres import PostgresAudit, app_url, open_engine
 from controller.cli import app
 from services.prometheus import PrometheusServer
 from tests.ports.databases import Databases
+from tests.recheck import assert_replays
 
 ROLLOUT = """\
 apiVersion: penstock/v1
@@ -75,8 +76,17 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.fixture
-def cli(bare: Cli, databases: Databases, prometheus: PrometheusServer, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """The command line with a database and Prometheus, both empty."""
-    monkeypatch.setenv("PENSTOCK_DATABASE_URL", app_url(databases.migrated()))
+def cli(
+    request: pytest.FixtureRequest, bare: Cli, databases: Databases, prometheus: PrometheusServer, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cli]:
+    """The command line with a database and Prometheus, both empty. The rows that it left must come out of themselves again."""
+    url = app_url(databases.migrated())
+    monkeypatch.setenv("PENSTOCK_DATABASE_URL", url)
     monkeypatch.setenv("PENSTOCK_PROMETHEUS_URL", prometheus.url)
-    return bare
+    yield bare
+    if request.module.__name__.endswith("test_audit"):
+        return  # it tampers
+    engine = open_engine(url)
+    log = PostgresAudit(engine)
+    assert_replays(log, log.known(100))
+    engine.dispose()

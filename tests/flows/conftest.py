@@ -23,6 +23,7 @@ from controller.wiring import Controller
 from flows import context
 from flows.evidence import artifact_key
 from flows.local import LocalRunner
+from tests.recheck import assert_replays
 
 QUERY = 'sum(increase(mcp_model_errors_total{model=~"a|b"}[5m]))'
 
@@ -43,6 +44,8 @@ class World:
         self.ports = Ports(audit=self.audit, index=self.audit, flags=MemoryFlags(clock=lambda: self.now), metrics=self.metrics)
         settings = Settings(home=Path("unused"))
         self.controller = Controller(settings=settings, ports=self.ports, outbox=self.audit, notifier=Silent())
+        self.broken: set[str] = set()
+        """Rollouts whose log a test has broken."""
         self.errors(bad=1, total=2000)
 
     def errors(self, *, bad: float, total: float) -> None:
@@ -122,5 +125,8 @@ def runner(client: SyncPrefectClient) -> LocalRunner:
 
 
 @pytest.fixture
-def world(client: SyncPrefectClient, runner: LocalRunner) -> World:
-    return World(client, runner)
+def world(client: SyncPrefectClient, runner: LocalRunner) -> Iterator[World]:
+    """Its rows must come out of themselves again."""
+    made = World(client, runner)
+    yield made
+    assert_replays(made.audit, [i for i in made.audit.rows if i not in made.broken])

@@ -110,6 +110,7 @@ def test_a_rollout_that_cannot_be_read_fails_the_run_after_the_others_were_looke
     opened = start(plan, plan_digest(plan), world.ports, actor="bob", key="k")
     gap = Entry(rollout_id=opened.id, seq=9, at=world.now, actor="x", event=Opened(plan=plan, plan_digest="", key="k"))
     world.audit.rows[opened.id].append(gap)
+    world.broken.add(opened.id)
     check = world.later(hours=1).run("gate-check")
     assert check.state_type is StateType.FAILED
     assert check.state is not None and (check.state.message or "").startswith(f"{opened.id}: LogError")

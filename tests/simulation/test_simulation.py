@@ -12,16 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from controller import codec, commands
+from controller import commands
 from controller.core.decision import Why
 from controller.core.notice import Level
 from controller.core.plan import DeadManAction, OnDrift
-from controller.core.recompute import recompute
 from controller.core.rollout import Applied, AwaitingApproval, Decided, Moving, Paused, RolledBack, replay
+from controller.recheck import COMPUTED, recheck_all
 from controller.shelf import CaseShelf
 from controller.tick import tick, without_log
 from flagspec import Variant
-from tests.simulation.world import BEAT, EVERY, START, Fault, Truth, World, a_plan
+from tests.simulation.world import BEAT, EVERY, START, WORLDS, Fault, Truth, World, a_plan
 
 # What ends a rollout at once is rare, or no rollout would get far enough to show anything.
 _USUAL = [f for f in Fault if f is not Fault.KILL]
@@ -144,6 +144,11 @@ class Controllers(RuleBasedStateMachine):
                     row = self.world.audit.rows[self.world.rollout_id][letter.notice.seq - 1]
                     assert isinstance(row.event, Applied)
 
+    def teardown(self) -> None:
+        if self.started:
+            self.world.assert_replays()
+            WORLDS.clear()
+
     @property
     def started(self) -> bool:
         return hasattr(self, "world")
@@ -220,18 +225,7 @@ def test_every_decision_comes_out_again_from_its_row_alone() -> None:
     world.quarters(1)
     rows = world.audit.rows[world.rollout_id]
     assert replay(rows).ended
-    recomputed = 0
-    for row in rows:
-        if isinstance(row.event, Decided) and row.event.source != "person":
-            gathered = row.event.observed.gathered
-            readings = () if gathered is None else codec.readings_from_text(gathered.traffic)
-            again = recompute(replay(rows[: row.seq - 1]), row, readings)
-            assert again is not None
-            assert again.results == row.event.observed.results
-            assert again.decision == row.event.decision
-            assert gathered is None or again.evidence == gathered.after
-            recomputed += 1
-    assert recomputed >= 15
+    assert world.assert_replays()[COMPUTED] >= 15
 
 
 def test_a_controller_without_the_others_memory_comes_to_the_same_evidence() -> None:
@@ -270,6 +264,9 @@ def test_evidence_that_another_release_wrote_is_begun_anew_and_the_candidate_is_
         world.now += BEAT
         world.look(may_raise=False)
     assert replay(world.audit.rows[world.rollout_id]).ended
+    _, differences = recheck_all([world.rollout_id], world.audit)
+    assert {(d.seq, d.what) for d in differences} == {(last + 1, "evidence")}, "only the edited row is found out"
+    WORLDS.clear()
 
 
 def test_a_frozen_controller_that_wakes_after_a_rollback_changes_nothing() -> None:

@@ -5,6 +5,7 @@ Every port call passes through `World.call`, where the next of the planned fault
 of the process, or as something that another party does at exactly that moment.
 """
 
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,7 @@ from controller.ports import AuditUnavailable, FlagChange, FlagUnavailable, Meas
 from controller.shelf import CaseShelf
 from controller.tick import tick
 from flagspec import RouteFlag, Variant
+from tests.recheck import assert_replays
 
 T = TypeVar("T")
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
@@ -45,6 +47,10 @@ BEAT = timedelta(minutes=5)
 """Of the traffic: coarse, so that days of it are judged quickly."""
 BAKE = timedelta(minutes=40)
 BASELINE = Behaviour(bad={"error_ratio": 0.001})
+
+
+WORLDS: deque["World"] = deque(maxlen=5)
+"""The last ones of the test that runs: a property has hundreds."""
 
 
 class Crash(BaseException):
@@ -130,6 +136,7 @@ class World:
     """Of the one process that most looks are made in; a crash empties it."""
 
     def __post_init__(self) -> None:
+        WORLDS.append(self)
         self.audit = MemoryAudit(clock=lambda: self.now)
         self.flags = MemoryFlags(clock=lambda: self.now)
 
@@ -243,6 +250,10 @@ class World:
     def in_force(self, flag: RouteFlag | None) -> int:
         """The weight that routers obey."""
         return 0 if flag is None or (flag.lease is not None and self.now >= flag.lease) else flag.weight
+
+    def assert_replays(self) -> Counter[str]:
+        """Every decision comes out of its row again."""
+        return assert_replays(self.audit, list(self.audit.rows))
 
     # --- the witness ---
 

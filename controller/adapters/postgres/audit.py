@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -38,7 +38,6 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from controller.adapters.postgres.errors import reason, translated
 from controller.adapters.postgres.outbox import PostgresOutbox
 from controller.adapters.postgres.rows import (
-    GENESIS,
     REFERENCE,
     Answer,
     Packed,
@@ -53,6 +52,7 @@ from controller.adapters.postgres.rows import (
 )
 from controller.adapters.postgres.tables import CHAIN_LOCK, audit, audit_evidence, flag_holds, outbox
 from controller.codec import CodecError, notice_to_json
+from controller.core.chain import GENESIS, Head
 from controller.core.notice import Notice
 from controller.core.rollout import Abandoned, Applied, Entry, Opened
 from controller.crash import Point, reached
@@ -194,6 +194,36 @@ class PostgresAudit(PostgresOutbox):
         if (seen := sha256(found).hexdigest()) != digest:
             raise TextLost(f"the text {digest[:12]} that the log refers to hashes to {seen[:12]}: it was changed")
         return found.decode("utf-8", "surrogatepass")
+
+    def head(self, audit_id: int | None = None) -> Head | None:
+        query = select(audit.c.id, audit.c.hash, audit.c.at).order_by(audit.c.id.desc()).limit(1)
+        if audit_id is not None:
+            query = query.where(audit.c.id == audit_id)
+        with translated(AuditUnavailable, "reading the head of the audit log"), self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else Head(id=row.id, hash=row.hash, at=row.at.astimezone(UTC))
+
+    def odd_columns(self, rollout_id: str) -> Iterator[tuple[int, str, str, str]]:
+        """
+        Where the columns of a rollout's rows say something else than their events: seq, column, what it says, what the event says.
+
+        Raises:
+            AuditUnavailable: they cannot be read.
+        """
+        query = select(audit).where(audit.c.rollout_id == rollout_id).order_by(audit.c.seq)
+        decided: dict[str, Mapping[Any, Any]] = {}
+        plan_digest = ""
+        with translated(AuditUnavailable, f"reading the log of {rollout_id}"), self._engine.connect() as connection:
+            for row in connection.execution_options(yield_per=500).execute(query).mappings():
+                entry = _entry(row)
+                event = entry.event
+                plan_digest = event.plan_digest if isinstance(event, Opened) else plan_digest
+                settled = decided.get(event.decision_id) if isinstance(event, Applied | Abandoned) else None
+                for name, value in columns(entry, plan_digest, row["event"], settled).items():
+                    if row[name] != value:
+                        yield row["seq"], name, str(row[name]), str(value)
+                if row["kind"] == "decided" and row["decision_id"] is not None:
+                    decided[row["decision_id"]] = row
 
     def active(self) -> Sequence[str]:
         query = select(flag_holds.c.rollout_id).order_by(flag_holds.c.audit_id)

@@ -11,10 +11,12 @@ from datetime import timedelta
 
 import structlog
 from sqlalchemy import Engine, and_, func, literal, not_, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from controller.adapters.postgres.errors import translated
 from controller.adapters.postgres.tables import outbox
-from controller.codec import CodecError, notice_from_json
+from controller.codec import CodecError, notice_from_json, notice_to_json
+from controller.core.notice import Notice
 from controller.crash import Point, reached
 from controller.ports import AuditUnavailable, Letter
 
@@ -23,6 +25,9 @@ LEASE = timedelta(seconds=60)
 
 BACKOFF_S = (2.0, 300.0)
 """First and longest pause after a failure; doubled by each failure in a row."""
+
+ANNOUNCED = -(2**62)
+"""Ids of letters that belong to no row begin here; those of rows are the rows' own."""
 
 _ERROR_CHARS = 500
 
@@ -77,6 +82,13 @@ class PostgresOutbox:
             except CodecError as exc:
                 self._set_aside(row.id, str(exc))
         return letters
+
+    def announce(self, notice: Notice) -> None:
+        letter = json.dumps(notice_to_json(notice), separators=(",", ":"), sort_keys=True, allow_nan=False)
+        now = func.clock_timestamp()
+        values = {"id": ANNOUNCED + notice.seq, "rollout_id": notice.rollout_id, "seq": notice.seq, "notice": letter}
+        with translated(AuditUnavailable, f"announcing {notice.rollout_id}/{notice.seq}"), self._engine.begin() as connection:
+            connection.execute(insert(outbox).values(**values, created_at=now, due_at=now).on_conflict_do_nothing())
 
     def _set_aside(self, letter_id: int, reason: str) -> None:
         """A letter that this release cannot read must not stand before all others for ever; it stays in the table, refused."""

@@ -15,11 +15,9 @@ from hashlib import sha256
 from typing import Any
 
 from controller.codec import canonical, event_from_json, event_to_json
+from controller.core.chain import HASHED
 from controller.core.decision import Why
 from controller.core.rollout import Abandoned, Applied, Approved, Decided, Entry, Event, Opened, Overridden, Rejected
-
-GENESIS = "0" * 64
-"""`prev_hash` of the first row."""
 
 REFERENCE = "sha256:"
 """An answer in a stored event: this and the digest of the raw answer, which is in `audit_evidence`."""
@@ -172,9 +170,6 @@ READABLE = (
     "flag_version_before",
     "flag_version_after",
 )
-
-HASHED = ("id", "rollout_id", "seq", "at", "kind", "actor", "plan_digest", *READABLE, "event")
-"""Every column but the two hashes."""
 
 
 def row_hash(prev_hash: str, row: Mapping[str, Any]) -> str:

@@ -47,8 +47,8 @@ def parent_blocks(notice: Notice, links: Mapping[str, str], note: str = "") -> l
             "type": "header",
             "text": {"type": "plain_text", "text": cut(notice.title or notice.rollout_id, HEADER_MAX), "emoji": False},
         },
-        _section(f"{phase_bar(notice)}\n{_icon(notice)}*{escape(notice.standing)}*: {escape(notice.text)}"),
-        {"type": "section", "fields": [_mrkdwn(cut(f, FIELD_MAX)) for f in fields]},
+        _section(f"{phase_bar(notice)}{_icon(notice)}*{escape(notice.standing)}*: {escape(notice.text)}"),
+        *([{"type": "section", "fields": [_mrkdwn(cut(f, FIELD_MAX)) for f in fields]}] if notice.phases else []),
         _context(_footer(notice, links)),
     ]
     if note:
@@ -61,14 +61,15 @@ def reply_blocks(notice: Notice) -> list[Block]:
     blocks = [_section(f"{_icon(notice)}*{escape(notice.text)}*")]
     if notice.lines:
         blocks.append(_section("\n".join(_line(line) for line in notice.lines)))
-    blocks.append(_context(f"{escape(notice.standing)} · exposure {exposure(notice)} · `penstock why {_id(notice)}`"))
+    exposed = f" · exposure {exposure(notice)}" if notice.phases else ""
+    blocks.append(_context(f"{escape(notice.standing)}{exposed} · {_ask(notice)}"))
     return blocks
 
 
 def plain(notice: Notice) -> str:
     """The notice in one short text: for notifications, screen readers, and when Slack does not take the blocks."""
     worst = f" ({notice.lines[0].gate}: {notice.lines[0].text})" if notice.lines else ""
-    text = f"{notice.title} [{notice.environment}]: {notice.text}{worst}; {notice.standing}; penstock why {notice.rollout_id}"
+    text = f"{notice.title} [{notice.environment}]: {notice.text}{worst}; {notice.standing}; {notice.ask or f'penstock why {notice.rollout_id}'}"
     return cut(_icon(notice) + escape(text), TEXT_MAX)
 
 
@@ -97,7 +98,7 @@ def is_message_of(message: Mapping[str, Any], notice: Notice, part: str) -> bool
 def phase_bar(notice: Notice) -> str:
     """``shadow 10% ▸ *canary-1 1%* ▸ half 50%``: the phase it is in stands out."""
     names = (f"*{escape(name)}*" if index == notice.phase else escape(name) for index, name in enumerate(notice.phases))
-    return " ▸ ".join(names) or "no phases"
+    return f"{' ▸ '.join(names)}\n" if notice.phases else ""
 
 
 def exposure(notice: Notice) -> str:
@@ -128,11 +129,12 @@ def _icon(notice: Notice) -> str:
 def _footer(notice: Notice, links: Mapping[str, str]) -> str:
     where = quote(notice.rollout_id, safe="")
     named = [f"<{address.replace('{rollout_id}', where)}|{escape(label)}>" for label, address in links.items()]
-    return " · ".join([f"`penstock why {_id(notice)}`", *named])
+    return " · ".join([_ask(notice), *named])
 
 
-def _id(notice: Notice) -> str:
-    return escape(notice.rollout_id.replace("`", "'"))
+def _ask(notice: Notice) -> str:
+    command = notice.ask or f"penstock why {notice.rollout_id}"
+    return f"`{escape(command.replace('`', chr(39)))}`"
 
 
 def _section(text: str) -> Block:

@@ -52,6 +52,26 @@ class ChatRequest:
     tool: str | None
 
 
+def read_response_request(body: bytes, *, prompt_tokens_header: str | None) -> ChatRequest:
+    """
+    Read the body of `POST /v1/responses` as the same question in the other endpoint's words: items for messages.
+
+    Raises:
+        RequestRefused: not JSON, or a required field is missing or of the wrong kind.
+    """
+    data = _object(body)
+    given = data.pop("input", None)
+    if isinstance(given, str) and given:
+        given = [{"role": "user", "content": given}]
+    if not isinstance(given, list) or not given:
+        raise RequestRefused("Invalid 'input': expected a string or a non-empty array.", param="input")
+    tools = data.get("tools")
+    if isinstance(tools, list):
+        data["tools"] = [{"function": tool} for tool in tools]
+    data |= {"messages": given, "max_tokens": data.pop("max_output_tokens", None), "stream_options": None}
+    return read_chat_request(orjson.dumps(data), prompt_tokens_header=prompt_tokens_header)
+
+
 def read_chat_request(body: bytes, *, prompt_tokens_header: str | None) -> ChatRequest:
     """
     Read the body of `POST /v1/chat/completions`. Fields that the simulator does not know, `n` among them, are ignored.
@@ -154,6 +174,64 @@ class Completion:
         usage = self._event([], usage=self.usage()) if include_usage else b""
         return end + usage + b"data: [DONE]\n\n"
 
+    def to_response(self, status: str = "completed") -> dict[str, Any]:
+        """The same answer as a response object (platform.openai.com/docs/api-reference/responses/object)."""
+        ended = status != "in_progress"
+        whole: dict[str, Any] = {
+            "id": f"resp_{self.id[-24:]}",
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+        }
+        whole |= {"model": self.model, "error": None, "incomplete_details": None, "instructions": None, "metadata": {}}
+        whole |= {"parallel_tool_calls": True, "temperature": 1.0, "tool_choice": "auto", "tools": [], "top_p": 1.0}
+        if ended and self.length_limited:
+            whole |= {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+        usage = {
+            "input_tokens": self.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": self.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+        return {
+            **whole,
+            "output": [self._item(_text(0, self.completion_tokens))] if ended else [],
+            "usage": usage if ended else None,
+        }
+
+    def response_events(self) -> Iterator[tuple[float, bytes]]:
+        """The events of the response's stream up to its last content: (share of the generation done before it, event)."""
+        yield 0.0, _typed("response.created", 0, response=self.to_response("in_progress"))
+        if self.tool is not None:
+            kind, parts = (
+                "response.function_call_arguments.delta",
+                [_ARGUMENTS[: len(_ARGUMENTS) // 2], _ARGUMENTS[len(_ARGUMENTS) // 2 :]],
+            )
+        else:
+            count = max(1, min(_CHUNKS_MAX, self.completion_tokens))
+            edges = [self.completion_tokens * i // count for i in range(count + 1)]
+            kind, parts = "response.output_text.delta", [_text(edges[i], edges[i + 1]) for i in range(count)]
+        place = {"item_id": self._item("")["id"], "output_index": 0, "content_index": 0}
+        yield 0.0, _typed("response.output_item.added", 1, output_index=0, item=self._item(""))
+        if self.tool is None:
+            yield 0.0, _typed("response.content_part.added", 2, **place, part=_part(""))
+        for i, delta in enumerate(parts):
+            yield i / max(1, len(parts) - 1), _typed(kind, 3 + i, **place, delta=delta, logprobs=[])
+
+    def last_response_events(self) -> bytes:
+        """What ends the stream: the whole item, and the response with its usage."""
+        whole = self.to_response()
+        item = _typed("response.output_item.done", 98, output_index=0, item=whole["output"][0])
+        return item + _typed(f"response.{whole['status']}", 99, response=whole)
+
+    def _item(self, text: str) -> dict[str, Any]:
+        if self.tool is not None:
+            call = {"id": f"fc_{self.id[-24:]}", "type": "function_call", "call_id": f"call_{self.id[-24:]}"}
+            return {**call, "name": self.tool, "arguments": _ARGUMENTS if text else "", "status": "completed"}
+        message = {"id": f"msg_{self.id[-24:]}", "type": "message", "role": "assistant", "status": "completed"}
+        return {**message, "content": [_part(text)] if text else []}
+
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         data = {"id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model}
         return b"data: " + orjson.dumps({**data, "system_fingerprint": "fp_simulated", "choices": choices, **more}) + b"\n\n"
@@ -163,6 +241,15 @@ class Completion:
 
 
 _ARGUMENTS = '{"query":"how much water passed the gate"}'
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _typed(kind: str, number: int, **fields: Any) -> bytes:
+    data = orjson.dumps({"type": kind, "sequence_number": number, **fields})
+    return b"event: " + kind.encode() + b"\ndata: " + data + b"\n\n"
 
 
 def embeddings_body(body: bytes) -> tuple[str, bytes]:

@@ -3,7 +3,7 @@ The provider simulator: an OpenAI-compatible upstream whose models are as slow, 
 
     python -m bench.provider --listen 127.0.0.1:9100 --config scenario.yaml
 
-* `POST /v1/chat/completions` (JSON and SSE), `POST /v1/embeddings`, `GET /v1/models`: as OpenAI has them. The `authorization` header is
+* `POST /v1/chat/completions` and `POST /v1/responses` (JSON and SSE), `POST /v1/embeddings`, `GET /v1/models`: as OpenAI has them. The `authorization` header is
   not looked at.
 * `GET /control/models`, `GET /control/models/{name}`: what each model does and has done.
 * `POST /control/models/{name}` with a part of a behaviour (`{"latency_mult": 1.6}`): changes it now; a new name makes a new model.
@@ -37,6 +37,7 @@ from bench.openai_wire import (
     error_body,
     models_body,
     read_chat_request,
+    read_response_request,
 )
 from bench.scenario import Scenario, ScenarioError, load_scenario
 from bench.serving import (
@@ -81,8 +82,8 @@ class Provider:
             return
         method, path = scope["method"], scope["path"]
         try:
-            if method == "POST" and path == "/v1/chat/completions":
-                await self._chat(scope, receive, send)
+            if method == "POST" and path in _GENERATING:
+                await self._generate(scope, receive, send)
             elif method == "POST" and path == "/v1/embeddings":
                 await self._embeddings(receive, send)
             elif method == "GET" and path == "/v1/models":
@@ -99,10 +100,10 @@ class Provider:
         except _ClientGone:
             self.cancelled += 1
 
-    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _body(receive)
         header = next((v for k, v in scope["headers"] if k == PROMPT_TOKENS_HEADER), None)
-        request = read_chat_request(body, prompt_tokens_header=None if header is None else header.decode("latin-1"))
+        request = _GENERATING[scope["path"]](body, prompt_tokens_header=None if header is None else header.decode("latin-1"))
         model = self.models.get(request.model)
         if model is None:
             await _answer(send, 404, _no_such_model(request.model))
@@ -149,7 +150,7 @@ class Provider:
 
     async def _whole(self, completion: Completion, answer: Answer, scope: Scope, client: "_Client", send: Send) -> None:
         await client.wait((answer.ttft_s + answer.generation_s) / self._speed)
-        body = completion.to_body()
+        body = orjson.dumps(completion.to_response()) if _is_response(scope) else completion.to_body()
         if answer.outcome is not Outcome.CUT:
             await _answer(send, 200, body, _request_id(completion))
             return
@@ -170,14 +171,18 @@ class Provider:
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         begun = time.monotonic()
-        for share, event in completion.chunks():
+        for share, event in completion.response_events() if _is_response(scope) else completion.chunks():
             # Due times count from the first token, so that slow sends do not add up.
             await client.wait(begun + share * answer.generation_s / self._speed - time.monotonic())
             await send({"type": "http.response.body", "body": event, "more_body": True})
             if answer.outcome is Outcome.CUT and share >= 0.4:
                 close_connection(scope)
                 await client.wait(None)
-        await send({"type": "http.response.body", "body": completion.last_chunks(include_usage=request.include_usage)})
+        if _is_response(scope):
+            last = completion.last_response_events()
+        else:
+            last = completion.last_chunks(include_usage=request.include_usage)
+        await send({"type": "http.response.body", "body": last})
 
     async def _embeddings(self, receive: Receive, send: Send) -> None:
         name, body = embeddings_body(await _body(receive))
@@ -243,6 +248,13 @@ def serve(behaviours: Mapping[str, ModelBehaviour], *, host: str, port: int, see
         port=port,
         announce=lambda url: f"provider simulator on {url}/v1, models: {names}; behaviour: {url}/control/models",
     )
+
+
+_GENERATING = {"/v1/chat/completions": read_chat_request, "/v1/responses": read_response_request}
+
+
+def _is_response(scope: Scope) -> bool:
+    return bool(scope["path"] == "/v1/responses")
 
 
 class _ClientGone(Exception):

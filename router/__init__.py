@@ -14,6 +14,7 @@ One request passes in this direction, and nothing calls back:
     caller       one attempt, from the gate before its model to its place in the books
     admission    that gate: breaker and limits (both pure), and who waits
     attempt      the call itself: its outcome, tokens and times
+    dialect, chat, responses, embeddings  how an answer of each endpoint is judged, and its stream read
     connections  to the providers, kept open between calls
     booking      the books of each attempt
     request, outcome, sse, usage, errors, metrics, flags, config, logs: what these stand on

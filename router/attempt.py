@@ -27,18 +27,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import orjson
 from yarl import URL
 
 from router.connections import CONNECT_S, Connections
+from router.dialect import Completed, Dialect, Reader, code_of, malformed, object_of
 from router.outcome import CLIENT_FAULTS, Failed
-from router.sse import BUFFER_MAX, SseOverflow, SseSplitter, data_of
-from router.usage import Tokens, reported
+from router.sse import BUFFER_MAX, SseOverflow, SseSplitter
+from router.usage import Tokens
 
 ANSWER_MAX = 64 * 1024 * 1024
 """Bytes of a JSON answer after which the sender is not a model."""
-
-DONE_EVENT = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +45,7 @@ class Target:
     Where one model is served.
 
     Args:
-        url: Of its chat completions.
+        base_url: Of its provider; each endpoint has its path below it.
         headers: Sent with each call, the provider's key among them.
         forward_authorization: The client's own Authorization goes along (providers without ``api_key_env``).
         request_s, stream_s, first_token_s: Timeouts of an attempt, in seconds.
@@ -56,37 +54,38 @@ class Target:
     model: str
     upstream_name: str
     provider: str
-    url: URL
+    base_url: str
     headers: Mapping[str, str]
     forward_authorization: bool
     request_s: float
     stream_s: float
     first_token_s: float | None
 
+    def url(self, path: str) -> URL:
+        if (known := _URLS.get((self.base_url, path))) is None:
+            known = _URLS[self.base_url, path] = URL(self.base_url + path)
+        return known
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completed:
-    """A whole JSON answer. `text_bytes` is the size of what was generated, for estimates."""
 
-    body: bytes
-    tokens: Tokens | None
-    text_bytes: int
+_URLS: dict[tuple[str, str], URL] = {}
+"""Parsing an address takes longer than anything else here, and there are few of them."""
 
 
 async def complete(
-    connections: Connections, target: Target, body: bytes, headers: Mapping[str, str], limit_s: float
+    connections: Connections, dialect: Dialect, target: Target, body: bytes, headers: Mapping[str, str], limit_s: float
 ) -> Completed | Failed:
     """
     Args:
+        dialect: Of the endpoint.
         body: The request, as JSON.
         headers: Of this call, beside the target's own.
         limit_s: Of the whole call.
     """
     try:
-        async with await _post(connections, target, body, headers, limit_s) as response:
+        async with await connections.post(target.url(dialect.path), body, {**target.headers, **headers}, limit_s) as response:
             if response.status != 200:
                 return await _refused(response)
-            return _judge(await _read(response, ANSWER_MAX), target.model)
+            return dialect.judge(await _read(response, ANSWER_MAX), target.model)
     except Exception as exc:
         return _broken(exc, f"no answer within {limit_s:.3g}s")
 
@@ -96,47 +95,51 @@ class Stream:
     A streaming attempt. `open` it, iterate it to the end (or stop), `close` it in any case.
 
     Args:
+        reader: Reads its events.
         limit_s, first_s: Of the whole stream, and of the wait for its first content token.
-        usage_wanted: The client has asked for the usage as well.
 
     Attributes:
         head: After `open`: the bytes up to and including the first content token, ready for the client.
         failure: After the iteration: why the stream is not whole, or None.
-        finished: True from the [DONE] event on: the answer is whole.
-        tokens: What the provider reported, if it did.
-        text_bytes: Size of the generated text so far, for estimates.
+        finished: True from the last event on: the answer is whole.
     """
 
     __slots__ = (
-        "_body", "_chunks", "_connections", "_done", "_first_s", "_headers", "_limit_s", "_open_choices", "_response", "_splitter", "_started", "_target",
-        "_usage_wanted", "failure", "finished", "head", "text_bytes", "tokens",
+        "_body", "_chunks", "_connections", "_dialect", "_first_s", "_headers", "_limit_s", "_reader", "_response", "_splitter",
+        "_target", "failure", "finished", "head",
     )  # fmt: skip
 
     def __init__(
         self,
         connections: Connections,
+        dialect: Dialect,
+        reader: Reader,
         target: Target,
         body: bytes,
         headers: Mapping[str, str],
         *,
         limit_s: float,
         first_s: float,
-        usage_wanted: bool,
     ) -> None:
+        self._connections, self._dialect, self._reader, self._target = connections, dialect, reader, target
+        self._body, self._headers = body, headers
         self._limit_s, self._first_s = limit_s, first_s
-        self._connections, self._target, self._body, self._headers = connections, target, body, headers
-        self._usage_wanted = usage_wanted
         self._splitter = SseSplitter()
         self._response: aiohttp.ClientResponse | None = None
         self._chunks: AsyncIterator[bytes] | None = None
-        self._open_choices: dict[Any, bool] = {}
-        self._started = False
-        self._done = False
         self.head = b""
         self.failure: Failed | None = None
         self.finished = False
-        self.tokens: Tokens | None = None
-        self.text_bytes = 0
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """What the provider reported, if it did."""
+        return self._reader.tokens
+
+    @property
+    def text_bytes(self) -> int:
+        """Size of the generated text so far, for estimates."""
+        return self._reader.text_bytes
 
     async def open(self) -> Failed | None:
         """Connects and reads up to the first content token. Nothing may go to the client before this returns None."""
@@ -151,10 +154,10 @@ class Stream:
         return failed
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """The rest after `head`. Ends with the [DONE] event if, and only if, the answer is whole; else see `failure`."""
+        """The rest after `head`. Ends with what ends a stream if, and only if, the answer is whole; else see `failure`."""
         assert self._chunks is not None, "open() comes first"
         try:
-            while not self._done and self.failure is None:
+            while not self._reader.done and self._reader.failure is None:
                 chunk = await anext(self._chunks, None)
                 if chunk is None:
                     break
@@ -165,7 +168,7 @@ class Stream:
         self.failure = self.failure or self._unfinished()
         if self.failure is None:
             self.finished = True
-            yield DONE_EVENT
+            yield self._reader.tail
 
     def close(self) -> None:
         """Gives the connection back if the answer was read to its end, else drops it, which cancels the work upstream."""
@@ -176,106 +179,50 @@ class Stream:
                 self._response.close()
 
     async def _until_first_token(self) -> Failed | None:
-        response = await _post(self._connections, self._target, self._body, self._headers, self._limit_s)
-        self._response = response
+        url, headers = self._target.url(self._dialect.path), {**self._target.headers, **self._headers}
+        response = self._response = await self._connections.post(url, self._body, headers, self._limit_s)
         if response.status != 200:
             return await _refused(response)
         if response.content_type != "text/event-stream":
-            judged = _judge(await _read(response, ANSWER_MAX), self._target.model)
-            detail = judged.detail if isinstance(judged, Failed) else "a JSON answer to a streaming request"
-            return Failed(outcome="error", detail=detail, status=200)
+            judged = self._dialect.judge(await _read(response, ANSWER_MAX), self._target.model)
+            return malformed(judged.detail if isinstance(judged, Failed) else "a JSON answer to a streaming request")
         self._chunks = response.content.iter_any()
-        head = []
-        while not self._started and not self._done:
+        reader, head, size = self._reader, [], 0
+        while not reader.started and not reader.done:
             chunk = await anext(self._chunks, None)
             if chunk is None:
-                return self._unfinished() or Failed(outcome="error", detail="an empty stream", status=200)
+                return self._unfinished() or malformed("an empty stream")
             head.append(self._feed(chunk))
-            if self.failure is not None and not self._started:
-                return self.failure
-            if sum(map(len, head)) > BUFFER_MAX:
-                return Failed(outcome="error", detail="no first token in megabytes of events", status=200)
-        if not self._started:
-            return self._unfinished() or Failed(outcome="error", detail="an empty stream", status=200)
+            size += len(head[-1])
+            if reader.failure is not None and not reader.started:
+                return reader.failure
+            if size > BUFFER_MAX:
+                return malformed("no first token in megabytes of events")
+        if not reader.started:
+            return self._unfinished() or malformed("an empty stream")
         self.head = b"".join(head)
         return None
 
     def _feed(self, chunk: bytes) -> bytes:
-        """The events of a chunk that go to the client; notes usage, errors and the end on the way."""
-        out = []
+        """The events of a chunk that go to the client."""
+        reader, out = self._reader, []
         for raw in self._splitter.feed(chunk):
-            data = data_of(raw)
-            if data is None:
-                continue
-            if data == b"[DONE]":
-                self._done = True
-                break
-            kept = self._event(raw, data)
-            if self.failure is not None:
-                break
-            if kept:
+            if kept := reader.event(raw):
                 out.append(kept)
+            if reader.done or reader.failure is not None:
+                break
         if not out:
             return b""
         out.append(b"")
         return b"\n\n".join(out)
 
-    def _event(self, raw: bytes, data: bytes) -> bytes:
-        try:
-            event = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            event = None
-        if not isinstance(event, dict):
-            self.failure = Failed(outcome="error", detail="an event that is not a JSON object", status=200)
-            return b""
-        if event.get("error"):
-            self.failure = Failed(outcome="error", detail=f"an error event{_code(event['error'])}", status=200)
-            return b""
-        choices = event.get("choices")
-        if (usage := event.get("usage")) is not None:
-            self.tokens = reported(usage) or self.tokens
-            if not choices and not self._usage_wanted:
-                return b""
-        for choice in choices if isinstance(choices, list) else ():
-            self._choice(choice)
-        if not event.get("model"):
-            return b"data: " + orjson.dumps({**event, "model": self._target.model})
-        return raw
-
-    def _choice(self, choice: Any) -> None:
-        if not isinstance(choice, dict):
-            return
-        index = choice.get("index", 0)
-        delta = choice.get("delta")
-        if isinstance(delta, dict):
-            for key, value in delta.items():
-                if value and key != "role":
-                    # Whatever is not the role is an answer: content, refusal, reasoning, tool calls, audio.
-                    self._started = True
-                    self.text_bytes += (
-                        len(value.encode("utf-8", "replace")) if isinstance(value, str) else len(orjson.dumps(value))
-                    )
-        if choice.get("finish_reason"):
-            self._started = True
-            self._open_choices[index] = False
-        else:
-            self._open_choices.setdefault(index, True)
-
     def _unfinished(self) -> Failed | None:
-        # Some servers close right after [DONE] without the blank line that ends the event.
-        if not self._done and data_of(self._splitter.rest) == b"[DONE]":
-            self._done = True
-        if not self._open_choices or any(self._open_choices.values()):
-            return Failed(outcome="error", detail="the stream ended without finish_reason", status=200)
-        if not self._done:
-            return Failed(outcome="error", detail="the stream ended without [DONE]", status=200)
-        return None
-
-
-async def _post(
-    connections: Connections, target: Target, body: bytes, headers: Mapping[str, str], total_s: float
-) -> aiohttp.ClientResponse:
-    return await connections.post(target.url, body, {**target.headers, **headers}, total_s)
+        reader = self._reader
+        if not reader.done and reader.failure is None and (rest := self._splitter.rest):
+            # Some servers close right after the last event without the blank line that ends it.
+            reader.event(rest)
+            reader.failure = None
+        return reader.failure or reader.unfinished()
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -289,30 +236,6 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _judge(body: bytes, model: str) -> Completed | Failed:
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return Failed(outcome="error", detail="an answer that is not JSON", status=200)
-    if isinstance(answer, dict) and answer.get("error"):
-        return Failed(outcome="error", detail=f"200 with an error in it{_code(answer['error'])}", status=200)
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or not choices:
-        return Failed(outcome="error", detail="an answer without choices", status=200)
-    text_bytes = 0
-    for choice in choices:
-        message = choice.get("message") if isinstance(choice, dict) else None
-        if not isinstance(message, dict):
-            return Failed(outcome="error", detail="a choice without a message", status=200)
-        if not choice.get("finish_reason"):
-            return Failed(outcome="error", detail="a choice without finish_reason", status=200)
-        content = message.get("content")
-        text_bytes += len(content.encode("utf-8", "replace")) if isinstance(content, str) else 0
-    if not answer.get("model"):
-        body = orjson.dumps({**answer, "model": model})
-    return Completed(body=body, tokens=reported(answer.get("usage")), text_bytes=text_bytes)
-
-
 async def _refused(response: aiohttp.ClientResponse) -> Failed:
     status = response.status
     detail = f"status {status}"
@@ -320,7 +243,7 @@ async def _refused(response: aiohttp.ClientResponse) -> Failed:
         body = await _read(response, BUFFER_MAX)
         error = _error_of(body)
         shown = None if error is None else body
-        return Failed(outcome="client_error", detail=detail + _code(error), status=status, body=shown)
+        return Failed(outcome="client_error", detail=detail + code_of(error), status=status, body=shown)
     response.close()
     if status == 429:
         return Failed(outcome="rate_limited", detail=detail, status=status, retry_after=response.headers.get("Retry-After"))
@@ -329,20 +252,8 @@ async def _refused(response: aiohttp.ClientResponse) -> Failed:
 
 def _error_of(body: bytes) -> dict[str, Any] | None:
     """The error in an answer of OpenAI's shape; None if the answer has another."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    error = answer.get("error") if isinstance(answer, dict) else None
+    error = (object_of(body) or {}).get("error")
     return error if isinstance(error, dict) else None
-
-
-def _code(error: Any) -> str:
-    """The provider's error code and the parameter at fault; its message may quote the prompt and stays out."""
-    if not isinstance(error, dict):
-        return ""
-    said = [str(part)[:60] for part in (error.get("code") or error.get("type"), error.get("param")) if part]
-    return f" ({', '.join(said)})" if said else ""
 
 
 def _broken(exc: Exception, timed_out: str) -> Failed:

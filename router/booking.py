@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from router.admission import Permit
 from router.breaker import Verdict, verdict_of
+from router.caps import Endpoint
 from router.choose import Recent
 from router.config import RouterConfig
 from router.logs import get_logger
@@ -40,6 +41,7 @@ class RequestKey:
     streaming: bool
     drill: bool = False
     retry: bool = False
+    endpoint: Endpoint = "chat"
 
     @property
     def trial(self) -> bool:
@@ -151,7 +153,7 @@ class Attempt:
     def _end(self, outcome: Outcome, tokens: Tokens | None) -> None:
         took_s = time.perf_counter() - self._started if self._took_s is None else self._took_s
         ledger = self._ledger
-        totals = ledger.metrics.model(self.model, ledger.providers[self.model])
+        totals = ledger.metrics.model(self.model, ledger.providers[self.model], self._key.endpoint)
         totals.duration.observe(took_s)
         ledger.recent[self.model].ended(outcome, took_s, tokens.output if tokens else None, ledger.clock())
         if outcome != "ok":

@@ -16,16 +16,23 @@ import orjson
 from router.admission import Admission, Visitor
 from router.attempt import Stream, Target, complete
 from router.booking import Attempt, Ledger, RequestKey
-from router.caps import Card, Fit
+from router.caps import Card, Endpoint, Fit
+from router.chat import Chat
 from router.connections import Connections
+from router.dialect import Dialect
+from router.embeddings import Embeddings
 from router.errors import broken_off
 from router.logs import get_logger
 from router.outcome import Failed
 from router.reasoning import reasoned
 from router.request import Reply, Request
+from router.responses import Responses
 from router.selection import Step, payload
 
 log = get_logger()
+
+
+DIALECTS: Mapping[Endpoint, Dialect] = {"chat": Chat(), "responses": Responses(), "embeddings": Embeddings()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +114,8 @@ class Caller:
     ) -> Reply | Failed:
         body = orjson.dumps(self._fields(request, step, fit, target))
         try:
-            result = await complete(self._connections, target, body, _headers(target, request), time.whole_s)
+            dialect = DIALECTS[request.weight.endpoint]
+            result = await complete(self._connections, dialect, target, body, _headers(target, request), time.whole_s)
         except asyncio.CancelledError:
             attempt.cancelled()
             raise
@@ -156,7 +164,7 @@ class Caller:
                     outcome=stream.failure.outcome,
                     detail=stream.failure.detail,
                 )
-                yield broken_off(attempt.model, stream.failure).event()
+                yield DIALECTS[request.weight.endpoint].broken_off(broken_off(attempt.model, stream.failure))
         finally:
             if not ended:
                 attempt.cancelled(stream.tokens, stream.text_bytes)
@@ -164,22 +172,20 @@ class Caller:
 
     def _fields(self, request: Request, step: Step, fit: Fit, target: Target) -> dict[str, Any]:
         made = payload(request.body, step, target.upstream_name, fit.fields)
-        return reasoned(made, request.options.effort, self._cards[step.model].reasoning)
+        style, endpoint = self._cards[step.model].reasoning, request.weight.endpoint
+        return reasoned(made, request.options.effort, style, responses=endpoint == "responses")
 
     def _open(self, request: Request, step: Step, fit: Fit, target: Target, time: Slice) -> Stream:
-        fields = self._fields(request, step, fit, target)
-        asked = request.body.get("stream_options")
-        options = asked if isinstance(asked, dict) else {}
-        fields["stream"] = True
-        fields["stream_options"] = {**options, "include_usage": True}
+        dialect = DIALECTS[request.weight.endpoint]
         return Stream(
             self._connections,
+            dialect,
+            dialect.reader(target.model, request.body),
             target,
-            orjson.dumps(fields),
+            orjson.dumps(dialect.streaming(self._fields(request, step, fit, target), request.body)),
             _headers(target, request),
             limit_s=time.whole_s,
             first_s=time.first_s,
-            usage_wanted=bool(options.get("include_usage")),
         )
 
 

@@ -8,10 +8,10 @@ Its one rule: what is promised is enforced by the provider. An estimate only cho
 with the request is what makes a cost impossible. Pure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import floor
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import orjson
 
@@ -41,6 +41,7 @@ class Card:
     """One line of the model table, as requests are held against it. None: not known, and not checked."""
 
     model: str
+    endpoints: frozenset[Endpoint]
     context_tokens: int | None
     max_output_tokens: int | None
     output_field: str | None
@@ -51,9 +52,10 @@ class Card:
     rates: Rates | None
 
     @classmethod
-    def of(cls, model: config.Model) -> "Card":
+    def of(cls, model: config.Model, endpoints: Iterable[Endpoint] = get_args(Endpoint)) -> "Card":
         return cls(
             model=model.name,
+            endpoints=frozenset(endpoints),
             context_tokens=model.context_tokens,
             max_output_tokens=model.max_output_tokens,
             output_field=model.output_field,
@@ -116,8 +118,8 @@ def weigh(body: Mapping[str, Any], size: int, endpoint: Endpoint) -> Weight:
         input=input_tokens(body, size),
         output=min((body[name] for name in fields), default=None),
         fields=fields,
-        choices=body.get("n") or 1,
-        stream=bool(body.get("stream")),
+        choices=(endpoint == "chat" and body.get("n")) or 1,
+        stream=endpoint != "embeddings" and bool(body.get("stream")),
         tools=bool(body.get("tools") or body.get("functions")),
     )
 
@@ -138,6 +140,8 @@ def fit(weight: Weight, card: Card, caps: config.Caps | None, budget_usd: float 
     Returns:
         Failed: it does not go to this model, whoever else may take it.
     """
+    if weight.endpoint not in card.endpoints:
+        return Failed(outcome="error", detail=f"its provider has no {weight.endpoint}", unasked="unable")
     if (weight.tools and not card.tools) or (weight.stream and not card.streaming):
         detail = f"it cannot {'call tools' if weight.tools and not card.tools else 'stream'}"
         return Failed(outcome="error", detail=detail, unasked="unable")

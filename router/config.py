@@ -73,11 +73,15 @@ class Provider(_Spec):
     Args:
         base_url: Up to and including the version (``https://api.openai.com/v1``).
         api_key_env: The environment variable that holds the key. Without one, the client's own Authorization is forwarded.
+        endpoints: What it serves; requests for others are not sent to it.
     """
 
     name: Name
     base_url: Annotated[str, AfterValidator(_http_url)]
     api_key_env: EnvName | None = None
+    endpoints: Annotated[list[Literal["chat", "responses", "embeddings"]], Field(min_length=1)] = [
+        "chat", "responses", "embeddings",
+    ]  # fmt: skip
 
 
 class Timeout(_Spec):

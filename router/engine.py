@@ -62,7 +62,8 @@ class Engine:
         self.ledger = Ledger(config, metrics, clock)
         self._admission = admission = Admission(config, metrics, clock)
         self._config = config
-        self._cards = {m.name: Card.of(m) for m in config.models}
+        endpoints = {p.name: p.endpoints for p in config.providers}
+        self._cards = {m.name: Card.of(m, endpoints[m.provider]) for m in config.models}
         self._caller = Caller(targets, self._cards, connections, admission, self.ledger)
         self._mirror = Mirror(config.shadow, self._caller, admission, self.ledger, metrics)
         self._flags = flags
@@ -149,7 +150,7 @@ class Engine:
             plan = in_order(plan, self._ranked(plan, request, goal), flag)
         if options.preferred_model is not None:
             plan = preferring(plan, options.preferred_model, flag, self._now())
-        if not self._config.fallback_enabled:
+        if not self._config.fallback_enabled or request.weight.endpoint == "embeddings":
             return replace(plan, steps=plan.steps[:1], refusal_checked=False)
         return plan
 
@@ -175,6 +176,7 @@ class Engine:
             streaming=request.stream,
             drill=plan.drill,
             retry=request.retry,
+            endpoint=request.weight.endpoint,
         )
         fits = [self._fit(step, request) for step in plan.steps]
         if all(isinstance(each, Failed) and each.unasked in ("unfit", "unable", "cost") for each in fits):

@@ -35,13 +35,11 @@ class ApiError:
     retry_after: str | None = None
     retryable: bool = True
 
-    def body(self) -> bytes:
-        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return orjson.dumps({"error": error})
+    def fields(self) -> dict[str, str | None]:
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
-    def event(self) -> bytes:
-        """The same as a server-sent event, for a stream that has already begun."""
-        return b"data: " + self.body() + b"\n\n"
+    def body(self) -> bytes:
+        return orjson.dumps({"error": self.fields()})
 
 
 def model_not_found(model: str) -> ApiError:

@@ -73,7 +73,7 @@ class RouterMetrics:
         self.environment = environment
         self.registry = CollectorRegistry()
         self._arms: dict[tuple[str, str, Arm, str, bool], ArmSeries] = {}
-        self._models: dict[str, ModelSeries] = {}
+        self._models: dict[tuple[str, str], ModelSeries] = {}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=self.registry)
@@ -147,16 +147,16 @@ class RouterMetrics:
         self._arms[key] = made
         return made
 
-    def model(self, model: str, provider: str) -> ModelSeries:
-        if (known := self._models.get(model)) is not None:
+    def model(self, model: str, provider: str, tool: str = "chat") -> ModelSeries:
+        if (known := self._models.get((model, tool))) is not None:
             return known
         made = ModelSeries(
-            duration=self._mcp_duration.labels(model, provider, "chat"),
+            duration=self._mcp_duration.labels(model, provider, tool),
             input=self._mcp_tokens.labels(model, "input"),
             output=self._mcp_tokens.labels(model, "output"),
             errors={outcome: self._mcp_errors.labels(model, outcome) for outcome in OUTCOMES if outcome != "ok"},
         )
-        self._models[model] = made
+        self._models[model, tool] = made
         return made
 
     def fallback(

@@ -52,7 +52,14 @@ class Mirror:
 
     async def _copy(self, plan: Plan, step: Step, fit: Fit | Failed, request: Request, answered: "asyncio.Future[bool]") -> None:
         """The same calls as a user's, read to the end for time, tokens and price, and shown to nobody."""
-        key = RequestKey(route=plan.route, flag=plan.flag, arm="shadow", model=step.model, streaming=request.stream)
+        key = RequestKey(
+            route=plan.route,
+            flag=plan.flag,
+            arm="shadow",
+            model=step.model,
+            streaming=request.stream,
+            endpoint=request.weight.endpoint,
+        )
         attempt = self._ledger.begin(key, step.model, request.size, assigned=True)
         if isinstance(fit, Failed):
             attempt.never_sent(fit)

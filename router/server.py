@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import uvicorn
-from yarl import URL
 
 from flagspec import FlagSpecError, Snapshot
 from router import logs
@@ -56,8 +55,6 @@ def create_app(
     """
     governing = governed(config, environ)
     config = governing.config
-    if governing.said:
-        log.info("flags_in_force", **governing.said)
     metrics = RouterMetrics(config.environment)
     table = FlagTable(config.environment)
     targets = _targets(config, environ)
@@ -106,7 +103,6 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
     try:
         config = read_config(config_path)
         host, port = split_listen(listen or config.listen)
-        logs.configure()
         app = create_app(config, directory=config_path.parent)
         sock = _bind(host, port)
     except (SpecError, FlagSpecError, ValueError) as exc:
@@ -115,7 +111,10 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
     except OSError as exc:
         _say(f"cannot listen on {listen or config.listen}: {exc.strerror or exc}")
         return 1
+    logs.configure()
     _say_what_is_missing(config, os.environ)
+    if said := governed(config, os.environ).said:
+        log.info("flags_in_force", **said)
     server = _Server(
         uvicorn.Config(
             app, loop="auto", http="httptools", ws="none", lifespan="on", access_log=False, log_level="warning",
@@ -179,7 +178,7 @@ def _targets(config: RouterConfig, environ: Mapping[str, str]) -> dict[str, Targ
             model=model.name,
             upstream_name=model.upstream_name or model.name,
             provider=provider.name,
-            url=URL(f"{provider.base_url}/chat/completions"),
+            base_url=provider.base_url,
             headers=headers,
             forward_authorization=provider.api_key_env is None,
             request_s=model.timeout.request.total_seconds(),

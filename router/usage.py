@@ -58,15 +58,26 @@ class Rates:
 
 
 def reported(usage: Any) -> Tokens | None:
-    """The ``usage`` object of an answer; None if it is absent or makes no sense."""
+    """The ``usage`` object of a chat completion; None if it is absent or makes no sense."""
+    return counted(usage, "prompt_tokens", "completion_tokens", "prompt_tokens_details")
+
+
+def counted(usage: Any, input: str, output: str | None = None, details: str | None = None) -> Tokens | None:
+    """
+    A ``usage`` object whose fields are called so.
+
+    Args:
+        output: None where nothing is generated.
+        details: Of the input: the field in which ``cached_tokens`` stands.
+    """
     if not isinstance(usage, Mapping):
         return None
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    if prompt is None or completion is None:
+    given, made = _count(usage.get(input)), 0 if output is None else _count(usage.get(output))
+    if given is None or made is None:
         return None
-    details = usage.get("prompt_tokens_details")
-    cached = _count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
-    return Tokens(input=prompt, output=completion, cached=cached or 0)
+    inner = usage.get(details) if details is not None else None
+    cached = _count(inner.get("cached_tokens")) if isinstance(inner, Mapping) else None
+    return Tokens(input=given, output=made, cached=cached or 0)
 
 
 def estimated(request_bytes: int, answer_bytes: int) -> Tokens:

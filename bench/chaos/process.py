@@ -8,9 +8,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
+from multiprocessing.spawn import get_executable, set_executable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,34 @@ class Unanswered(Exception):
     """No answer in time."""
 
 
+@contextmanager
+def _started_by(program: Path | None) -> Iterator[None]:
+    """Processes that are spawned here are started by another program than Python itself."""
+    if program is None:
+        yield
+        return
+    usual = get_executable()
+    set_executable(str(program))
+    try:
+        yield
+    finally:
+        set_executable(usual)
+
+
 class Worker:
     """One controller. `call` gives an order and waits, `order` and `answer` do it in two steps."""
 
     def __init__(
-        self, context: ForkServerContext | SpawnContext, environ: Mapping[str, str], *, prelude: str = "", log_path: Path
+        self,
+        context: ForkServerContext | SpawnContext,
+        environ: Mapping[str, str],
+        *,
+        prelude: str = "",
+        log_path: Path,
+        program: Path | None = None,
     ) -> None:
         ours, theirs = context.Pipe()
-        with _STARTING:
+        with _STARTING, _started_by(program):
             self._process: ForkServerProcess | SpawnProcess = context.Process(
                 target=work, args=(theirs, dict(environ), prelude, str(log_path)), daemon=True
             )

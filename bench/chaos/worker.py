@@ -115,6 +115,10 @@ class _Orders:
         for thread in threads:
             thread.start()
 
+    def clock(self) -> tuple[float, str]:
+        """What this process takes for the time: seconds since the epoch, and what a wall clock would show."""
+        return time.time(), time.strftime("%Y-%m-%d %H:%M:%S %Z")
+
     def passed(self) -> Mapping[str, int]:
         return {p.value: n for p, n in crash.passed().items()}
 

@@ -9,8 +9,10 @@ whose holder is dead is let lapse at once.
 import itertools
 import json
 import math
+import shlex
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -37,7 +39,7 @@ from controller.adapters.postgres.connect import APP_ROLE, connect
 from controller.codec import notice_from_json
 from controller.core.decision import Weights
 from controller.core.plan import AtMost, Mode, Need, Phase, Plan, Policy, RateLimit, Silence
-from controller.core.rollout import Moving, Rollout, replay
+from controller.core.rollout import Entry, Moving, Rollout, replay
 from flagspec import Variant
 from services.postgres import EmbeddedPostgres
 
@@ -100,7 +102,7 @@ class World:
         Args:
             crash_at: Where it dies, as `controller.crash.arm` takes it.
             prelude: ``module:function`` that it calls first.
-            fresh: A new interpreter instead of a fork, for an environment that must be there from the start (LD_PRELOAD).
+            fresh: A new interpreter instead of a fork, whose environment is there from the start (LD_PRELOAD).
             environ: More of its environment.
         """
         made = {
@@ -115,10 +117,24 @@ class World:
         }
         context = self.stage.spawned if fresh else self.stage.forked
         self.folder.mkdir(parents=True, exist_ok=True)
-        worker = Worker(context, made, prelude=prelude, log_path=self.folder / "controllers.log")
+        worker = Worker(
+            context,
+            made,
+            prelude=prelude,
+            log_path=self.folder / "controllers.log",
+            program=self._program(environ) if fresh and environ else None,
+        )
         self.workers.append(worker)
         self.note(f"controller {worker.pid} started" + (f", dies at {crash_at}" if crash_at else ""))
         return worker
+
+    def _program(self, environ: Mapping[str, str]) -> Path:
+        """Python in an environment of its own."""
+        path = self.folder / f"python-{len(self.workers)}"
+        words = " ".join(shlex.quote(f"{name}={value}") for name, value in environ.items())
+        path.write_text(f'#!/bin/sh\nexec env {words} {shlex.quote(sys.executable)} "$@"\n')
+        path.chmod(0o700)
+        return path
 
     def restarted(self) -> None:
         """Everybody is dead, and new controllers are started now: no raise may rest on what was seen before."""
@@ -189,7 +205,11 @@ class World:
 
     def rollout(self, rollout_id: str) -> Rollout:
         """As the log tells it. Raises PortError while the database is away."""
-        return replay(self._audit().entries(rollout_id))
+        return replay(self.entries(rollout_id))
+
+    def entries(self, rollout_id: str) -> Sequence[Entry]:
+        """The rows of a rollout. Raises PortError while the database is away."""
+        return self._audit().entries(rollout_id)
 
     def opened(self) -> list[str]:
         """All rollouts that the log has: a controller may have died before it could answer."""

@@ -7,6 +7,7 @@ over under new ids, with a right chain, through COPY. Its one rule: what is veri
 
 import argparse
 import json
+import os
 import resource
 import sys
 import tempfile
@@ -46,6 +47,7 @@ ANSWER = json.dumps(
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.audit", description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--gates", type=int, default=9, help="of the plan: what makes a row long")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each figure; the best is told")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
     options = parser.parse_args()
@@ -53,7 +55,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="penstock-bench-", ignore_cleanup_errors=True) as folder,
         EmbeddedPostgres(Path(folder) / "data", durable=False) as server,
     ):
-        figures = _measured(server.url, options.rows, options.repeat)
+        figures = _measured(server.url, options.rows, options.gates, options.repeat)
     if options.output == "json":
         sys.stdout.write(json.dumps(figures) + "\n")
     else:
@@ -62,12 +64,14 @@ def main() -> int:
     return 0
 
 
-def _measured(owner_url: str, rows: int, repeat: int) -> dict[str, float]:
+def _measured(owner_url: str, rows: int, gates: int, repeat: int) -> dict[str, float]:
     upgrade(owner_url)
-    bytes_of_event, answers, answer_bytes = fill(owner_url, rows)
+    bytes_of_event, answers, answer_bytes = fill(owner_url, rows, gates)
     url = reader_url(owner_url)
     bare = min(_timed(lambda: _bare(url)) for _ in range(repeat))
+    spent = time.process_time()
     verified = min(_timed(lambda: _verified(url, rows)) for _ in range(repeat))
+    cpu = (time.process_time() - spent) / repeat
     return {
         "rows": rows,
         "event_bytes_a_row": bytes_of_event,
@@ -76,6 +80,8 @@ def _measured(owner_url: str, rows: int, repeat: int) -> dict[str, float]:
         "bare_rows_per_s": rows / bare,
         "verify_rows_per_s": rows / verified,
         "verify_over_bare": bare / verified,
+        "verify_cpu_us_a_row": cpu / rows * 1e6,
+        "load": os.getloadavg()[0],
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -99,14 +105,14 @@ def _verified(url: str, rows: int) -> None:
     assert report.ok and report.rows == rows, report
 
 
-def fill(owner_url: str, rows: int) -> tuple[float, int, int]:
+def fill(owner_url: str, rows: int, gates: int) -> tuple[float, int, int]:
     """
     Write `rows` audit rows with their answers.
 
     Returns:
         Mean size of an event (bytes), the number of answers and their size (bytes).
     """
-    day = [(entry, pack(entry.event)) for entry in a_day()]
+    day = [(entry, pack(entry.event)) for entry in a_day(gates)]
     sizes = written = 0
     answers = {a.digest: a for _, packed in day for a in packed.answers}
     with connect(owner_url) as connection, connection.cursor() as cursor:
@@ -143,10 +149,11 @@ def _rows(day: list[tuple[Entry, Packed]], count: int) -> Iterator[dict[str, Any
             yield row
 
 
-def a_day() -> list[Entry]:
+def a_day(gates: int) -> list[Entry]:
     """The rows of one rollout's day: a gate check each quarter of an hour, a candidate as good as the baseline."""
     now = [datetime(2026, 1, 5, tzinfo=UTC)]
     plan = read_spec(Path(__file__).parents[1] / "docs" / "examples" / "rollout.yaml").to_plan()
+    plan = replace(plan, gates=plan.gates[:gates])
     audit, flags = MemoryAudit(clock=lambda: now[0]), MemoryFlags(clock=lambda: now[0])
     arm = Behaviour(rps=20.0)
     told = {"no-sev1": 0.0, "fallback-exercised": 1.0, "candidate-reports": 1000.0}

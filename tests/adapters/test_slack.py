@@ -115,6 +115,23 @@ async def test_the_message_says_where_it_stands_on_what_numbers_and_how_to_ask_w
     assert "requests slower than 3 s" in shown(post.replies()[0])
 
 
+async def test_published_heads_of_the_audit_log_are_a_thread_of_their_own_without_phases_or_exposure(slack: SlackServer) -> None:
+    post = Post(slack)
+    heads = [
+        notice(
+            n, rollout_id="audit:head", title="Audit log", text=f"head {n}:abc", standing=f"row {n}", phases=(), phase=-1, lines=(),
+            exposure=None, environment="", ask="penstock audit verify",
+        )
+        for n in (3, 9, 9)
+    ]  # fmt: skip
+    await post.tell(*heads)
+    [parent] = post.parents()
+    assert [shown(m).split("\n")[0] for m in post.replies()] == ["*head 3:abc*", "*head 9:abc*"]
+    for message in (parent, *post.replies()):
+        assert "`penstock audit verify`" in shown(message)
+        assert not any(word in shown(message).lower() for word in ("exposure", "phase", "penstock why"))
+
+
 async def test_two_rollouts_have_two_messages(slack: SlackServer) -> None:
     post = Post(slack)
     await post.tell(notice(1), notice(1, rollout_id="other"), notice(2), notice(2, rollout_id="other"))

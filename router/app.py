@@ -11,6 +11,7 @@ import asyncio
 import os
 import re
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
@@ -96,7 +97,10 @@ class RouterApp:
             return
         except Exception as exc:
             # A bug of ours. If the answer has begun, the server refuses a second one; then it shall close the connection.
-            log.error("router_bug", request_id=request_id.decode(), error=type(exc).__name__, detail=str(exc)[:200])
+            # Where it happened and not what it says: the text of an exception may quote what it stumbled over.
+            place = traceback.extract_tb(exc.__traceback__)[-1]
+            at = f"{place.filename.rpartition('/')[2]}:{place.lineno}"
+            log.error("router_bug", request_id=request_id.decode(), error=type(exc).__name__, at=at)
             try:
                 error = ApiError(status=500, message="The router failed on this request.", type="server_error")
                 await _fail(send, request_id, error)

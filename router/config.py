@@ -2,7 +2,7 @@
 ``router.yaml``: what it may say, and what of it contradicts itself.
 
 Its one rule: every name that is used is defined, so that nothing is found missing by a user's request. Fields whose feature is
-not built yet (budgets, redact) are validated and kept; `not_in_force` names those a file sets.
+not built yet (budgets) are validated and kept; `not_in_force` names those a file sets.
 """
 
 import re
@@ -274,9 +274,27 @@ class Budget(_Spec):
     downgrade_to: Name | None = None
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as exc:
+        raise ValueError(f"{text!r} is not a regular expression: {exc}") from exc
+    return text
+
+
 class Redact(_Spec):
+    """
+    What is taken out of log lines and error texts.
+
+    Args:
+        logs: Whether log lines are redacted; error texts always are.
+        patterns: What is looked for.
+        custom: Patterns of one's own: a name, which stands in place of what is found, and a regular expression.
+    """
+
     logs: bool = True
-    patterns: list[Literal["email", "phone", "card", "api_key", "ip"]] = []
+    patterns: list[Literal["email", "phone", "card", "api_key", "ip"]] = ["email", "phone", "card", "api_key", "ip"]
+    custom: dict[Name, Annotated[str, AfterValidator(_pattern)]] = {}
 
 
 class RouterConfig(_Spec):
@@ -304,7 +322,7 @@ class RouterConfig(_Spec):
     log_requests: bool = False
     caps: Caps | None = None
     budgets: list[Budget] = []
-    redact: Redact | None = None
+    redact: Redact = Redact()
 
     @model_validator(mode="after")
     def _consistent(self) -> "RouterConfig":
@@ -316,7 +334,7 @@ class RouterConfig(_Spec):
     @property
     def not_in_force(self) -> list[str]:
         """Fields of this file that are kept for a feature this version does not have."""
-        return [name for name in ("budgets", "redact") if getattr(self, name)]
+        return ["budgets"] if self.budgets else []
 
 
 def read_config(path: Path) -> RouterConfig:

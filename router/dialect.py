@@ -5,6 +5,7 @@ What the endpoints of OpenAI's API have in common, seen from the router: how an 
 change go on as they came.
 """
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,8 +95,13 @@ def code_of(error: Any) -> str:
     """The provider's error code and the parameter at fault; its message may quote the prompt and stays out."""
     if not isinstance(error, dict):
         return ""
-    said = [str(part)[:60] for part in (error.get("code") or error.get("type"), error.get("param")) if part]
+    parts = (error.get("code") or error.get("type"), error.get("param"))
+    said = [part for part in map(str, parts) if _IDENTIFIER.fullmatch(part) and part != "None"]
     return f" ({', '.join(said)})" if said else ""
+
+
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.\[\]-]{1,60}")
+"""What a code or the path of a field looks like; a sentence in its place may quote anything."""
 
 
 def size_of(value: Any) -> int:

@@ -30,6 +30,7 @@ from router.metrics import RouterMetrics
 from router.mirror import Mirror
 from router.options import KEY, NO_OPTIONS, Goal
 from router.outcome import Failed
+from router.redact import Redactor
 from router.request import Reply, Request
 from router.selection import AUTO, NoDrill, Plan, Selector, Step, auto_plan, in_order, preferring, unit_of
 
@@ -68,12 +69,21 @@ class Engine:
         self._mirror = Mirror(config.shadow, self._caller, admission, self.ledger, metrics)
         self._flags = flags
         self._metrics = metrics
+        self._redactor = Redactor(config.redact)
         self._now = now
         self._clock = clock
         cost = config.caps.cost_per_request if config.caps is not None else None
         self._budget_usd = None if cost is None else float(cost.amount)
 
     async def answer(self, request: Request) -> Reply:
+        reply = await self._answer(request)
+        if reply.error is not None:
+            return replace(reply, error=replace(reply.error, message=self._redactor.text(reply.error.message)))
+        if reply.status != 200:
+            return replace(reply, body=self._redactor.json(reply.body))
+        return reply
+
+    async def _answer(self, request: Request) -> Reply:
         caps = self._config.caps
         if caps is not None and caps.input_tokens is not None and request.weight.input > caps.input_tokens:
             self._metrics.capped("input", "refused")

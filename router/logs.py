@@ -6,11 +6,12 @@ Its one rule: never a prompt, a completion, a key or a header's value.
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import structlog
-from structlog.typing import FilteringBoundLogger
+from structlog.typing import EventDict, FilteringBoundLogger
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -20,12 +21,28 @@ def get_logger() -> FilteringBoundLogger:
     return logger
 
 
-def configure(level: str = "info") -> None:
-    """For the process that serves; as a library the router logs by whatever structlog configuration its host has."""
+OURS = frozenset({"event", "level", "timestamp", "source", "route", "flag", "arm", "model", "outcome", "decision_id", "env"})
+"""Fields whose values are names of the configuration: nothing that somebody else has written."""
+
+
+def configure(level: str = "info", redacted: Callable[[Any], Any] | None = None) -> None:
+    """
+    For the process that serves; as a library the router logs by whatever structlog configuration its host has.
+
+    Args:
+        redacted: What the values of all fields but `OURS` pass through.
+    """
+
+    def redact(_logger: Any, _method: str, fields: EventDict) -> EventDict:
+        if redacted is None:
+            return fields
+        return {name: value if name in OURS else redacted(value) for name, value in fields.items()}
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            redact,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(serializer=_dumps),
         ],

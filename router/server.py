@@ -27,6 +27,7 @@ from router.engine import Engine
 from router.environment import governed
 from router.flags import FlagClient, FlagTable, check_snapshot, read_snapshot_file
 from router.metrics import RouterMetrics
+from router.redact import Redactor
 from specfile import SpecError
 
 log = logs.get_logger()
@@ -111,7 +112,7 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
     except OSError as exc:
         _say(f"cannot listen on {listen or config.listen}: {exc.strerror or exc}")
         return 1
-    logs.configure()
+    logs.configure(redacted=Redactor(config.redact).tree if config.redact.logs else None)
     _say_what_is_missing(config, os.environ)
     if said := governed(config, os.environ).said:
         log.info("flags_in_force", **said)

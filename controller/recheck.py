@@ -31,7 +31,7 @@ from controller.core.rollout import (
     replay,
     step,
 )
-from controller.ports import AuditLog
+from controller.ports import AuditLog, TextLost
 
 COMPUTED = "computed"
 KINDS = {
@@ -87,7 +87,12 @@ def recheck(rollout_id: str, audit: AuditLog) -> Iterator[Rechecked]:
     """
     before: Rollout | None = None
     for bare in audit.entries(rollout_id):
-        entry = audit.entry(rollout_id, bare.seq) if isinstance(bare.event, Decided) else bare
+        entry, lost = bare, ""
+        if isinstance(bare.event, Decided):
+            try:
+                entry = audit.entry(rollout_id, bare.seq)
+            except (ValueError, TextLost) as exc:
+                lost = f"the row's texts cannot be read: {exc}"
         try:
             after = replay([bare]) if before is None else step(before, bare)
         except LogError as exc:
@@ -99,6 +104,8 @@ def recheck(rollout_id: str, audit: AuditLog) -> Iterator[Rechecked]:
             )
             return
         try:
+            if lost:
+                raise ValueError(lost)
             kind, differences = _compared(before, entry)
         except (CodecError, ValueError, KeyError, TypeError, AssertionError) as exc:
             # Texts of an edited row can be anything; that it cannot be computed is the finding.

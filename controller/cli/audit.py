@@ -112,6 +112,8 @@ def replay(
     """Compute every verdict and decision again from its stored row alone; exit code 1 and the differences if any does not come out."""
     from collections import Counter
 
+    from controller.codec import CodecError
+    from controller.ports import AuditUnavailable
     from controller.recheck import KINDS, Difference, recheck
     from controller.wiring import open_log
 
@@ -122,10 +124,17 @@ def replay(
     with readable(load()) as settings, open_log(settings) as log, _progress("rows") as progress:
         ids = [rollout] if rollout is not None else list(reversed(log.known(sys.maxsize)))
         for each in ids:
-            for row in recheck(each, log):
-                counts[row.kind] += 1
-                found += row.differences
-                progress("rows", 1)
+            try:
+                for row in recheck(each, log):
+                    counts[row.kind] += 1
+                    found += row.differences
+                    progress("rows", 1)
+            except AuditUnavailable as exc:
+                if not isinstance(exc.__cause__, CodecError):
+                    raise
+                # One rollout with a row that nobody can read must not hide what the others are like.
+                found.append(Difference(rollout_id=each, seq=0, what="row", stored="", again=str(exc)))
+                continue
             columns = (
                 Difference(rollout_id=each, seq=q, what=f"column {n}", stored=s, again=a) for q, n, s, a in log.odd_columns(each)
             )

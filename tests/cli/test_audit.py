@@ -79,6 +79,9 @@ def test_every_row_is_replayed_and_what_was_edited_is_told(cli: Cli, rows: str, 
     answer = cli("audit", "replay", "--all", "-o", "json")
     assert answer.code == 1
     assert {d["what"] for d in json.loads(answer.out)["differences"]} == {"decision", "column why"}
+    owner(databases, "UPDATE penstock.audit SET event = '[]' WHERE id = 3")
+    answer = cli("audit", "replay", "--all", "-o", "json")
+    assert (answer.code, [d["what"] for d in json.loads(answer.out)["differences"]]) == (1, ["row"])
 
 
 @pytest.mark.parametrize("format", ["jsonl", "csv"])

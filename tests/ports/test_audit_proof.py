@@ -602,6 +602,7 @@ def test_a_column_that_says_something_else_than_its_event_is_found(looked: Looke
 def test_evidence_that_was_changed_is_told_and_nothing_breaks(looked: Looked, owner_url: str) -> None:
     for _ in range(3):
         looked.look()
-    as_owner(owner_url, "UPDATE penstock.audit_evidence SET answer = '{}', encoding = 'utf8'")
-    rows = list(recheck(looked.rollout_id, PostgresAudit(looked.engine)))
-    assert {d.what for r in rows for d in r.differences} == {"evidence"}
+    for answer, encoding in (("{}", "utf8"), ("x", "base64")):
+        as_owner(owner_url, f"UPDATE penstock.audit_evidence SET answer = '{answer}', encoding = '{encoding}'")
+        rows = list(recheck(looked.rollout_id, PostgresAudit(looked.engine)))
+        assert {d.what for r in rows for d in r.differences} == {"evidence"}

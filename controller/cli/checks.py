@@ -131,6 +131,7 @@ def doctor(file: Path | None = None, *, output: Output = "table") -> int:
         ("prometheus", _prometheus),
         ("prefect", _prefect),
         ("flags", _flags),
+        ("guard", _guard),
         ("slack", _slack),
     ]
     if file is not None:
@@ -208,6 +209,16 @@ def _flags(settings: Settings) -> str:
     if answer.status_code != 200:
         raise SettingsError(f"{url} answered {answer.status_code}: {answer.text[:200]}")
     return f"served at http://{settings.listen}/flags/v1"
+
+
+def _guard(settings: Settings) -> str:
+    from controller.console.health import beating
+    from controller.wiring import NO_DATABASE, open_watch
+
+    with open_watch(settings) as watch:
+        if watch is None:
+            raise SettingsError(NO_DATABASE)
+        return beating(watch.guard_age_s)()
 
 
 def _slack(settings: Settings) -> str:

@@ -83,9 +83,11 @@ def test_doctor_names_everything_that_does_not_answer(cli: Cli, monkeypatch: pyt
         "prometheus": True,
         "prefect": False,
         "flags": False,
+        "guard": False,
         "slack": True,
     }
     assert "does not answer" in rows["prefect"]["seen"]
+    assert rows["guard"]["seen"] == "the guard has never looked"
 
 
 @pytest.mark.services

@@ -1,11 +1,8 @@
 """`/readyz`, `/healthz` and `/metrics` of real processes: `penstock serve` and `penstock guard` on a real Postgres."""
 
-import os
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +16,11 @@ from controller.adapters.postgres.connect import connect
 from controller.adapters.postgres.tables import SCHEMA_REVISION
 from controller.console.health import beating
 from controller.ports import PortError
-from services.ports import free_port
-from services.process import ChildProcess, http_ready
+from tests.console.conftest import Start, commands
 from tests.ports.databases import Databases
 from tests.ports.events import applied, decided, opened, roll_back
 
 pytestmark = pytest.mark.services
-
-Start = Callable[..., str]
-
-
-@contextmanager
-def commands(databases: Databases, tmp_path: Path) -> Iterator[Start]:
-    """Starts a command that serves and gives its address."""
-    running: list[ChildProcess] = []
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PENSTOCK_", "PREFECT_"))}
-    env |= {
-        "PENSTOCK_HOME": str(tmp_path),
-        "PENSTOCK_DATABASE_URL": app_url(databases.migrated()),
-        "PENSTOCK_PROMETHEUS_URL": "http://127.0.0.1:9",
-    }
-
-    def run(command: str) -> str:
-        url = f"http://127.0.0.1:{free_port()}"
-        argv = [sys.executable, "-m", "controller.cli.app", command, "--listen", url.removeprefix("http://")]
-        child = ChildProcess(argv, log_path=tmp_path / f"{command}.log", name=command, env=env)
-        running.append(child)
-        child.wait_ready(http_ready(f"{url}/healthz"), timeout_s=60)
-        return url
-
-    try:
-        yield run
-    finally:
-        for child in running:
-            child.stop()
-
-
-@pytest.fixture
-def start(databases: Databases, tmp_path: Path) -> Iterator[Start]:
-    with commands(databases, tmp_path) as run:
-        yield run
 
 
 def ready(url: str, part: str = "") -> tuple[int, dict[str, Any]]:

@@ -2,17 +2,20 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 from controller import commands, metrics
 from controller.adapters.memory import MemoryHeartbeats
 from controller.core.decision import Why
 from controller.core.plan import DeadManAction
-from controller.core.rollout import LogError, RolledBack, replay
+from controller.core.rollout import Applied, LogError, Moving, RolledBack, replay
 from controller.guard import guard
 from controller.ports import AuditUnavailable, FlagUnavailable, Ports
+from controller.shelf import CaseShelf
+from controller.tick import Outcome, without_log
 from tests.core.test_guard import BesideABrokenLog, Rounds, world_with_a_canary
-from tests.simulation.world import BEAT, Truth, World, a_plan
+from tests.simulation.world import BEAT, EVERY, Fault, Truth, World, a_plan
 
 # --- while the log cannot be read --------------------------------------------------------------------------------------------------------
 
@@ -113,6 +116,45 @@ def test_what_another_controller_wrote_meanwhile_is_not_judged_by_one_that_canno
     flag = world.flag()
     assert flag is not None and before is not None
     assert flag.decision_id.endswith(".resume") and flag.weight == 5_000
+
+
+def test_a_raise_on_its_way_is_lowered_at_a_breach_although_the_log_cannot_be_read() -> None:
+    world = World()
+    world.open(a_plan())
+    world.quarters(3)
+    world.now += EVERY
+    world.faults = [
+        *[Fault.NONE] * 5,
+        Fault.FAIL_BEFORE,
+    ]  # entries, read, the case, append Decided, write the flag; not: append Applied
+    assert world.look(may_raise=True) == "failed"
+    moving = replay(world.audit.rows[world.rollout_id])
+    assert isinstance(moving.state, Moving) and world.flag_weight() == 5_000
+    world.turns_bad()
+    ports = world.ports()
+    gone = LogThatGoes(world)
+    gone.gone = True
+    looked = without_log(moving, replace(ports, audit=gone), CaseShelf())  # type: ignore[arg-type]  # duck-typed
+    assert looked.outcome is Outcome.UNRECORDED and world.flag_weight() == 0
+    world.look(may_raise=False)
+    state = replay(world.audit.rows[world.rollout_id]).state
+    assert isinstance(state, RolledBack) and state.why is Why.UNRECORDED_LOWERING
+
+
+def test_a_rollback_that_was_decided_and_lost_is_finished_although_the_log_cannot_be_read() -> None:
+    world = world_with_a_canary()
+    world.turns_bad()
+    world.faults = [*[Fault.NONE] * 4, Fault.CRASH_BEFORE]  # entries, read, the case, append Decided; not: read to lower
+    assert world.look(may_raise=False) == "crashed"
+    moving = replay(world.audit.rows[world.rollout_id])
+    assert isinstance(moving.state, Moving) and world.flag_weight() == 5_000
+    world.faults = []
+    assert without_log(moving, world.ports(), CaseShelf()).outcome is Outcome.UNRECORDED
+    flag = world.flag()
+    assert flag is not None and (flag.weight, flag.decision_id) == (0, moving.state.decision_id)
+    world.look(may_raise=False)
+    rows = world.audit.rows[world.rollout_id]
+    assert replay(rows).ended and isinstance(rows[-1].event, Applied)
 
 
 def test_a_guard_that_never_knew_a_rollout_does_nothing_without_the_log() -> None:

@@ -247,6 +247,10 @@ class World:
     def flag(self) -> RouteFlag | None:
         return self.flags.read("production", "chat")
 
+    def flag_weight(self) -> int:
+        flag = self.flag()
+        return 0 if flag is None else flag.weight
+
     def in_force(self, flag: RouteFlag | None) -> int:
         """The weight that routers obey."""
         return 0 if flag is None or (flag.lease is not None and self.now >= flag.lease) else flag.weight

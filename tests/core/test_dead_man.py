@@ -293,6 +293,7 @@ def test_a_lapse_rolls_back_where_the_dead_man_does() -> None:
     world.look(may_raise=True)
     state = replay(world.audit.rows[world.rollout_id]).state
     assert isinstance(state, RolledBack) and state.why is Why.LEASE_LAPSED
+    assert world.assert_replays()["incomplete"] == 0
     assert weight(world) == 0
 
 

@@ -41,6 +41,8 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/chat/completions": "chat", "/v1/responses": "responses", "/v1/embeddings": "embeddings",
 }  # fmt: skip
 
+DEPTH_MAX = 250
+
 RETRY_HEADER = b"x-stainless-retry-count"
 """How often OpenAI's libraries have sent this request before, by themselves."""
 
@@ -133,6 +135,9 @@ class RouterApp:
         except TimeoutError:
             error = ApiError(status=408, message=f"The request did not arrive within {self._body_timeout_s:g}s.")
             return await _fail(send, request_id, error, [(b"connection", b"close")])
+        if (encoding := headers.get(b"content-encoding", b"identity").strip().lower()) not in (b"identity", b""):
+            message = f"The router does not read bodies in {encoding.decode('latin-1')[:32]!r}; send them uncompressed."
+            return await _fail(send, request_id, ApiError(status=415, message=message, code="unsupported_content_encoding"))
         drill = self._drills.asked(headers)
         if isinstance(drill, ApiError):
             return await _fail(send, request_id, drill)
@@ -249,6 +254,8 @@ def _parse(endpoint: Endpoint, body: bytes, headers: dict[bytes, bytes], request
         return ApiError(status=400, message=f"The request is not JSON: {exc.msg} (line {exc.lineno}, column {exc.colno}).")
     if not isinstance(data, dict):
         return ApiError(status=400, message="The request must be a JSON object.")
+    if body.count(b"[") + body.count(b"{") > DEPTH_MAX and _too_deep(data):
+        return ApiError(status=400, message=f"The request is nested deeper than {DEPTH_MAX} levels.")
     for name, kind, expected in _FIELDS[endpoint]:
         value = data.get(name)
         if value is None:
@@ -299,6 +306,15 @@ _FIELDS: dict[Endpoint, tuple[_Field, ...]] = {
 _REQUIRED: dict[Endpoint, frozenset[str]] = {
     "chat": frozenset({"model", "messages"}), "responses": frozenset({"model"}), "embeddings": frozenset({"model", "input"}),
 }  # fmt: skip
+
+
+def _too_deep(data: dict[str, Any]) -> bool:
+    """Whether it can be read but not written again: orjson reads 1,024 levels and writes 254."""
+    try:
+        orjson.dumps(data)
+    except orjson.JSONEncodeError:
+        return True
+    return False
 
 
 def _is_count(value: Any) -> bool:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+import orjson
 from yarl import URL
 
 from router.connections import CONNECT_S, Connections
@@ -266,6 +267,8 @@ def _broken(exc: Exception, timed_out: str) -> Failed:
             return Failed(outcome="error", detail="the connection was cut")
         case aiohttp.ClientConnectorError():
             return Failed(outcome="error", detail=f"cannot connect: {exc.os_error.strerror or type(exc.os_error).__name__}")
+        case orjson.JSONEncodeError():
+            return malformed("an answer that is nested too deep")
         case aiohttp.ClientError() | OSError() | SseOverflow():
             return Failed(outcome="error", detail=f"{type(exc).__name__}: {exc}"[:200])
         case _:

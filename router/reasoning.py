@@ -31,7 +31,7 @@ _BUDGETS: Mapping[Effort, int] = {"minimal": 1024, "low": 1024, "medium": 8192, 
 
 _LEAST = 1024
 
-_WRITTEN: Mapping[Any, Effort] = {
+_WRITTEN: Mapping[str, Effort] = {
     "none": "off", "off": "off", "minimal": "minimal", "low": "low", "medium": "medium", "high": "high", "xhigh": "max",
     "max": "max",
 }  # fmt: skip
@@ -47,7 +47,8 @@ def reasoned(body: dict[str, Any], effort: Effort | None, style: Style | None, *
     """
     own = style is None or style == "openai"
     if effort is None and not own:
-        effort = _WRITTEN.get(body.get("reasoning_effort"))
+        written = body.get("reasoning_effort")
+        effort = _WRITTEN.get(written) if isinstance(written, str) else None
     if style == "none":
         return {name: value for name, value in body.items() if name not in ("reasoning_effort", "reasoning")}
     if effort is None:

@@ -16,6 +16,8 @@ import orjson
 
 from router import config
 
+DEPTH_MAX = 50
+
 _SEPARATED = r"[ .-]"
 
 PATTERNS: Mapping[str, re.Pattern[str]] = {
@@ -91,15 +93,17 @@ class Redactor:
                 text = pattern.sub(lambda m, name=name, check=check: f"[{name}]" if check(m[0]) else m[0], text)  # type: ignore[misc]
         return text
 
-    def tree(self, value: Any) -> Any:
-        """All texts in lists and mappings; keys stay."""
+    def tree(self, value: Any, depth: int = 0) -> Any:
+        """All texts in lists and mappings; keys stay, and what lies deeper than anybody looks goes."""
         match value:
             case str():
                 return self.text(value)
+            case list() | tuple() | Mapping() if depth > DEPTH_MAX:
+                return "[deep]"
             case list() | tuple():
-                return [self.tree(one) for one in value]
+                return [self.tree(one, depth + 1) for one in value]
             case Mapping():
-                return {name: self.tree(one) for name, one in value.items()}
+                return {name: self.tree(one, depth + 1) for name, one in value.items()}
             case _:
                 return value
 

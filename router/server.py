@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from flagspec import FlagSpecError, Snapshot
 from router import logs
@@ -118,7 +119,7 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
         log.info("flags_in_force", **said)
     server = _Server(
         uvicorn.Config(
-            app, loop="auto", http="httptools", ws="none", lifespan="on", access_log=False, log_level="warning",
+            app, loop="auto", http=patient(config.body_timeout.total_seconds()), ws="none", lifespan="on", access_log=False, log_level="warning",
             server_header=False, date_header=False, backlog=BACKLOG, timeout_graceful_shutdown=10,
         )
     )  # fmt: skip
@@ -131,6 +132,40 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
             signal.signal(number, handler)
         sock.close()
     return 0 if server.started else 1
+
+
+def patient(seconds: float) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol, which closes a connection whose request line and headers are not there in time: it waits for them forever."""
+
+    class Patient(HttpToolsProtocol):
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._expect(transport)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._arrived()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            if self._late is None:
+                self._expect(self.transport)
+
+        def on_headers_complete(self) -> None:
+            self._arrived()
+            super().on_headers_complete()
+
+        def _expect(self, transport: asyncio.Transport) -> None:
+            self._late = self.loop.call_later(seconds, transport.close)
+
+        def _arrived(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+    return Patient
 
 
 class _Server(uvicorn.Server):

@@ -19,7 +19,7 @@ from aiohttp import web
 from flagspec import RouteFlag, Snapshot, Variant, flag_to_json
 from router.app import RouterApp
 from router.config import RouterConfig
-from router.server import create_app
+from router.server import create_app, patient
 
 Handler = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse]]
 
@@ -330,7 +330,15 @@ async def serve_router(
 ) -> AsyncIterator[Router]:
     app = create_app(spec, environ=environ or {}, clock=clock)
     server = uvicorn.Server(
-        uvicorn.Config(app, port=0, http="httptools", ws="none", lifespan="on", log_level="error", timeout_graceful_shutdown=1)
+        uvicorn.Config(
+            app,
+            port=0,
+            http=patient(spec.body_timeout.total_seconds()),
+            ws="none",
+            lifespan="on",
+            log_level="error",
+            timeout_graceful_shutdown=1,
+        )
     )
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     serving = asyncio.create_task(server._serve())

@@ -217,13 +217,15 @@ class Flags(_Spec):
 
     Args:
         source: The controller's ``http://.../flags/v1``, or ``file:flags.json``: one snapshot, relative to router.yaml.
-        stale_after: Silence of the source after which `penstock_flag_stale` is 1. The last flags stay in force.
+        stale_after: Silence of the source after which `penstock_flag_stale` is 1.
+        on_stale: What holds then: the last flags (keep), or the control for everybody until the source is back (control).
         ready_wait: How long `/readyz` says no while the first snapshot is awaited.
         stream_silence: A stream without a byte for so long at its start does not work here: long polls then.
     """
 
     source: Annotated[str, AfterValidator(_source)]
     stale_after: PositiveDuration = timedelta(seconds=60)
+    on_stale: Literal["keep", "control"] = "keep"
     ready_wait: PositiveDuration = timedelta(seconds=5)
     stream_silence: PositiveDuration = timedelta(seconds=5)
 

@@ -3,7 +3,7 @@ The flags in force, kept up to date from the control plane.
 
     snapshot -> events (SSE) -> on trouble: back off, snapshot, again; where streams do not pass: long poll
 
-Its one rule: the last good flags stay in force, whatever becomes of their source. An older revision never replaces a newer one, a
+Its one rule: the last good flags stay in force, whatever becomes of their source, unless the file asks for the control then. An older revision never replaces a newer one, a
 snapshot with one bad flag is refused whole, and a router that never saw a flag serves the routes' defaults.
 """
 
@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -45,6 +46,7 @@ class FlagTable:
         self.environment = environment
         self.revision: int | None = None
         self.flags: Mapping[str, RouteFlag] = MappingProxyType({})
+        self._withheld: Mapping[str, RouteFlag] | None = None
         self._on_change: Callable[[list[RouteFlag]], None] | None = None
 
     def subscribe(self, on_change: Callable[[list[RouteFlag]], None]) -> None:
@@ -52,7 +54,14 @@ class FlagTable:
         self._on_change = on_change
 
     def get(self, key: str) -> RouteFlag | None:
-        return self.flags.get(key)
+        return (self.flags if self._withheld is None else self._withheld).get(key)
+
+    def withhold(self, yes: bool) -> None:
+        """As long as yes, every flag sends its candidate nothing: nobody knows any more what its source wants."""
+        if yes:
+            self._withheld = {key: replace(flag, weight=0, shadow_weight=0) for key, flag in self.flags.items()}
+        else:
+            self._withheld = None
 
     def take_snapshot(self, snapshot: Snapshot) -> bool:
         """
@@ -142,6 +151,7 @@ class FlagClient:
         self._table = table
         self._metrics = metrics
         self._stale_after_s = spec.stale_after.total_seconds()
+        self._keeps = spec.on_stale == "keep"
         self._silence_s = spec.stream_silence.total_seconds()
         self._tasks: list[asyncio.Task[None]] = []
         self._heard_at = 0.0
@@ -277,13 +287,21 @@ class FlagClient:
         while True:
             await asyncio.sleep(min(1.0, self._stale_after_s / 10))
             if self.stale != self._stale:
-                self._stale = self.stale
-                if self._stale:
-                    log.warning(
-                        "flag_source_stale", source=self._base, stale_after_s=self._stale_after_s, revision=self._table.revision
-                    )
-                else:
-                    log.info("flag_source_back", source=self._base, revision=self._table.revision)
+                self._tell()
+
+    def _tell(self) -> None:
+        self._stale = self.stale
+        self._table.withhold(self._stale and not self._keeps)
+        if self._stale:
+            log.warning(
+                "flag_source_stale",
+                source=self._base,
+                stale_after_s=self._stale_after_s,
+                revision=self._table.revision,
+                in_force="the last flags" if self._keeps else "the control",
+            )
+        else:
+            log.info("flag_source_back", source=self._base, revision=self._table.revision)
 
     def _url(self, path: str, query: Mapping[str, str] | None = None) -> URL:
         full = urlencode({"environment": self._table.environment, **(query or {})})

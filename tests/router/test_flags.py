@@ -65,6 +65,25 @@ async def test_the_last_good_flags_stay_in_force_and_staleness_shows_until_the_s
         assert (await router.ask()).headers["x-penstock-arm"] == "baseline"
 
 
+async def test_where_the_file_asks_for_it_a_silent_source_means_the_control_until_it_is_back(
+    upstream: Upstream, flag_server: FlagServer
+) -> None:
+    flag_server.write(flag(100_000, revision=1))
+    async with serve_router(spec(upstream, flag_server, stale_after="200ms", on_stale="control")) as router:
+        await eventually(lambda: router.app.flags.revision == 1)
+        assert ((await router.ask()).headers["x-penstock-arm"], weight(router)) == ("candidate", 100_000)
+        flag_server.mode = "down"
+        flag_server.wake()
+        await eventually(lambda: weight(router) == 0)
+        got = await router.ask()
+        assert (got.headers["x-penstock-model"], got.headers["x-penstock-arm"]) == ("old", "baseline")
+        assert router.metric("penstock_flag_revision_applied") == 1, "what was seen is not forgotten"
+        flag_server.mode = "ok"
+        flag_server.wake()
+        await eventually(lambda: weight(router) == 100_000)
+        assert (await router.ask()).headers["x-penstock-arm"] == "candidate"
+
+
 async def test_polls_where_the_stream_does_not_get_through(upstream: Upstream, flag_server: FlagServer) -> None:
     flag_server.mode = "silent_stream"
     flag_server.write(flag(0, revision=1))

@@ -23,7 +23,21 @@ from controller.core.converge import (
 )
 from controller.core.decision import Decision, Promote, Weights, lowers
 from controller.core.notice import notice_of
-from controller.core.rollout import Abandoned, Applied, Decided, Entry, Event, Moving, Observed, Rollout, fence_id, moves, step
+from controller.core.rollout import (
+    Abandoned,
+    Applied,
+    Decided,
+    Entry,
+    Event,
+    LogError,
+    Moving,
+    Observed,
+    Rollout,
+    fence_id,
+    moves,
+    replay,
+    step,
+)
 from controller.crash import Point, reached
 from controller.ports import (
     AuditUnavailable,
@@ -32,6 +46,7 @@ from controller.ports import (
     FlagKilled,
     FlagUnavailable,
     NewEntry,
+    PortError,
     Ports,
     SeqTaken,
 )
@@ -103,11 +118,17 @@ def commit(
     except AuditUnavailable:
         if not lowers(decision):
             raise
-        return Committed(rollout=rollout, flag=_lower(rollout, decision_id, ports), unrecorded=True)
+        try:
+            return Committed(rollout=rollout, flag=_lower(rollout, decision_id, ports), unrecorded=True)
+        except SeqTaken:
+            return Committed(rollout=rollout, flag=flag, lost=True)
     reached(Point.RECORDED)
     if weights is None:
         return Committed(rollout=rollout, flag=flag)
-    return _apply(rollout, flag, ports, actor, not_after=at + RAISE_VALID)
+    try:
+        return _apply(rollout, flag, ports, actor, not_after=at + RAISE_VALID)
+    except SeqTaken:
+        return Committed(rollout=rollout, flag=flag, lost=True)
 
 
 def lower_unrecorded(rollout: Rollout, kind: str, ports: Ports) -> RouteFlag:
@@ -121,6 +142,7 @@ def lower_unrecorded(rollout: Rollout, kind: str, ports: Ports) -> RouteFlag:
 
     Raises:
         FlagUnavailable: unknown whether it landed.
+        SeqTaken: the rollout has ended meanwhile.
     """
     state = rollout.state
     if isinstance(state, Moving) and lowers(state.decision):
@@ -191,10 +213,7 @@ def _apply(rollout: Rollout, flag: RouteFlag | None, ports: Ports, actor: str, *
         except (FlagConflict, FlagKilled):
             # Somebody changed the flag since it was read. The next look withdraws the raise and judges what it finds.
             return Committed(rollout=rollout, flag=flag, lost=True)
-    try:
-        return Committed(rollout=_confirm(rollout, flag, ports, actor), flag=flag)
-    except SeqTaken:
-        return Committed(rollout=rollout, flag=flag, lost=True)
+    return Committed(rollout=_confirm(rollout, flag, ports, actor), flag=flag)
 
 
 def _confirm(rollout: Rollout, flag: RouteFlag, ports: Ports, actor: str) -> Rollout:
@@ -207,12 +226,19 @@ def _confirm(rollout: Rollout, flag: RouteFlag, ports: Ports, actor: str) -> Rol
 
 
 def _lower(rollout: Rollout, decision_id: str, ports: Ports) -> RouteFlag:
-    """Write weight 0 whatever the flag says now; unconditional but for the version, which makes late raises lose."""
+    """
+    Write weight 0 whatever the flag says now; unconditional but for the version, which makes late raises lose.
+
+    Raises:
+        SeqTaken: the rollout has ended while this controller was asleep.
+    """
     change = _change(rollout, Weights(), decision_id)
     for _ in range(LOWERING_ATTEMPTS):
         flag = ports.flags.read(change.environment, change.key)
         if flag is not None and flag.decision_id == decision_id and seen(flag) == Weights():
             return flag
+        if _ended_meanwhile(rollout, ports):
+            raise SeqTaken(f"{rollout.id} has ended; {decision_id} comes too late for flag {change.key!r}")
         try:
             reached(Point.LOWERING)
             flag = ports.flags.write(change, 0 if flag is None else flag.version)
@@ -221,6 +247,19 @@ def _lower(rollout: Rollout, decision_id: str, ports: Ports) -> RouteFlag:
         except FlagConflict:
             continue
     raise FlagUnavailable(f"flag {change.key!r} kept changing while {decision_id} lowered it")
+
+
+def _ended_meanwhile(rollout: Rollout, ports: Ports) -> bool:
+    """
+    Whether others brought the rollout to its end, after which the flag may be another rollout's.
+
+    Asked between the reading of the flag and its writing: if it has not ended by then, no other rollout has written what was read, and
+    whoever does so now makes the version fail. A log that cannot be read, or contradicts itself, keeps nobody from lowering.
+    """
+    try:
+        return replay(ports.audit.entries(rollout.id)).ended
+    except (PortError, LogError):
+        return False
 
 
 def _give_up(
@@ -233,6 +272,9 @@ def _give_up(
         # Before the first change the flag may serve whatever came before this rollout: then it is fenced by a plain weight 0 write.
         # A lease that has lapsed meanwhile stays lapsed: a fence is no reason to send anybody back to the candidate.
         change = replace(_change(rollout, settled_weights, fence_id(moving.decision_id)), keeps_lease=True)
+        # As in `_ended_meanwhile`: the log that says what to fence must not be older than the flag.
+        if (seq := ports.audit.entries(rollout.id)[-1].seq) > rollout.seq:
+            raise SeqTaken(f"{rollout.id} is at row {seq}, this look knew {rollout.seq}")
         try:
             reached(Point.FENCING)
             flag = ports.flags.write(change, 0 if flag is None else flag.version)

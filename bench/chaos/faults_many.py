@@ -6,6 +6,8 @@ Its one rule: nobody is told of the others. What keeps them apart is the log and
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from random import Random
 
@@ -95,6 +97,58 @@ def frozen_past_a_rollback(point: Point, nth: int) -> None:
         world.lapse()
         world.deliver(other)
         return world.finish(recover_s)
+
+
+@fault("frozen in a rollback past the next rollout", group="many", quick=1, full=25)
+def past_the_next_rollout(world: World, rng: Random) -> Trial:
+    """Whoever wakes up in the middle of a rollback finds the flag in the hands of another rollout."""
+    other = world.controller()
+    rollout_id = world.start(other)
+    world.raise_to(other, rollout_id, 5_000)
+    # The rows of this controller are: the rollback, and its confirmation.
+    point, nth = rng.choice(((Point.RECORDED, 1), (Point.LOWERING, 1), (Point.FLAG_OPENED, 1), (Point.ROW_COMMITTED, 1)))
+    sleeper = world.controller(f"{point}:{nth}:stop")
+    sleeper.ready()
+    world.turn(Truth.ALARM, rollout_id)
+    sleeper.order("tick", rollout_id=rollout_id, may_raise=False)
+    if not sleeper.wait_frozen():
+        raise AssertionError(f"{point} was not reached")
+    recover_s = world.recover(other, check_gates=False)
+    world.turn(Truth.GOOD, rollout_id)
+    world.bad.clear()
+    world.raise_to(other, world.start(other, key="next"), 5_000)
+    return _woken(world, sleeper, rollout_id, recover_s)
+
+
+@fault("frozen before it settles, past the next raise", group="many", quick=1, full=25)
+def past_the_next_raise(world: World, rng: Random) -> Trial:
+    """A raise was interrupted; whoever is about to withdraw it wakes up when it was withdrawn and decided anew."""
+    dying = world.controller(f"{Point.RECORDED}:1")
+    rollout_id = world.start(dying)
+    with suppress(Died):
+        world.look(dying, rollout_id, may_raise=True)
+    sleeper = world.controller(f"{rng.choice((Point.LOG_READ, Point.FLAG_READ, Point.FENCING))}:1:stop")
+    sleeper.order("tick", rollout_id=rollout_id, may_raise=rng.random() < 0.5, force=True)
+    if not sleeper.wait_frozen():
+        raise AssertionError("it was not frozen")
+    other = world.controller()
+    world.raise_to(other, rollout_id, rng.choice((5_000, 50_000)))
+    return _woken(world, sleeper, rollout_id, world.recover(other, check_gates=False))
+
+
+def _woken(world: World, sleeper: Worker, rollout_id: str, recover_s: float) -> Trial:
+    """The sleeper ends what it was about to do; nobody looks after it."""
+    before = world.weight()
+    sleeper.wake()
+    try:
+        world.note(f"the sleeper: {sleeper.answer()}")
+    except Refused as exc:
+        world.note(f"the sleeper: {exc}")
+    trial = world.finish(recover_s)
+    if world.weight() == before:
+        return trial
+    found = broken("late_writes_lose", f"the flag was at {before} and is at {world.weight()} after {rollout_id} woke up")
+    return replace(trial, violations=(*trial.violations, found))
 
 
 _QUICK = frozenset({Point.ROW_LOCKED, Point.RAISING, Point.FLAG_WRITTEN})

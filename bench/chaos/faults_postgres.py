@@ -130,7 +130,7 @@ def cut_commit(world: World, rng: Random) -> Trial:
         return world.finish(world.recover(worker))
 
 
-@fault("postgres: the disk is full", group="postgres", quick=1, full=20, own_postgres=True, recover_s_max=30.0)
+@fault("postgres: the disk is full", group="postgres", quick=1, full=20, own_postgres=True)
 def disk_full(world: World, rng: Random) -> Trial:
     disk = _small_disk(world)
     _move(world, disk / "data")
@@ -193,7 +193,7 @@ def _end_postgres(world: World) -> None:
         world.postgres = None
 
 
-@fault("postgres: a synchronous standby is promoted", group="postgres", quick=1, full=10, own_postgres=True, recover_s_max=30.0)
+@fault("postgres: a synchronous standby is promoted", group="postgres", quick=1, full=10, own_postgres=True)
 def promotion(world: World, rng: Random) -> Trial:
     primary = server_of(world)
     standby = _standby(world, primary)
@@ -246,7 +246,7 @@ def _standby(world: World, primary: EmbeddedPostgres) -> EmbeddedPostgres:
     return standby
 
 
-@fault("kill -9 of everything", group="postgres", quick=1, full=15, own_postgres=True, alone=True)
+@fault("kill -9 of everything", group="postgres", quick=1, full=15, own_postgres=True, alone=True, recover_s_max=15.0)
 def everything(world: World, rng: Random) -> Trial:
     """Postgres, Prometheus and every controller; recovery is from the first restart until everything is settled, in new interpreters."""
     prometheus = PrometheusServer(

@@ -217,7 +217,9 @@ def log_agrees_with_flag(facts: Facts) -> Iterator[str]:
         if isinstance(end.state, Moving):
             yield f"{rollout_id}: {end.state.decision_id} is still under way"
             continue
-        write = last.get(end.plan.flag)
+        own = [w for w in facts.writes if w.decision_id.startswith(f"{rollout_id}.")]
+        # After its end the flag may be in the hands of the next rollout.
+        write = own[-1] if end.ended and own else last.get(end.plan.flag)
         if end.applied == "":
             if write is not None and write.decision_id.startswith(f"{rollout_id}."):
                 yield f"{rollout_id}: the log knows of no change, the flag carries {write.decision_id}"

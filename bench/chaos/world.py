@@ -44,6 +44,8 @@ from flagspec import Variant
 from services.postgres import EmbeddedPostgres
 
 PAUSE_S = 0.05
+BEAT_S = 0.2
+RAISE_S = 60.0
 CHECK_S = 0.4
 """Between two gate checks: each leaves a row and a letter."""
 
@@ -174,9 +176,9 @@ class World:
             policy=Policy(every=every, guard_every=timedelta(milliseconds=500), block=timedelta(seconds=1), min_requests=20),
         )
 
-    def start(self, worker: Worker, plan: Plan | None = None) -> str:
-        """Open a rollout; starting it again after a crash finds it. Raises Died."""
-        rollout_id = str(worker.call("start", plan=plan or self.plan()))
+    def start(self, worker: Worker, plan: Plan | None = None, *, key: str = "k") -> str:
+        """Open a rollout; starting it again after a crash finds it, another key opens the next one. Raises Died."""
+        rollout_id = str(worker.call("start", plan=plan or self.plan(), key=key))
         if rollout_id not in self.rollouts:
             self.rollouts.append(rollout_id)
         return rollout_id
@@ -227,6 +229,16 @@ class World:
             seen = {"outcome": "error", "decision": "", "text": str(exc), "ended": False}
         self.note(f"{'check' if may_raise else 'guard'} {rollout_id}: {seen['outcome']} {seen['decision']} {seen['text']}")
         return seen
+
+    def raise_to(self, worker: Worker, rollout_id: str, weight: int) -> None:
+        """Gate checks until the flag is there. Raises Died, TimeoutError."""
+        deadline = time.monotonic() + RAISE_S
+        while self.weight() < weight:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{rollout_id} is not raised to {weight}")
+            self.look(worker, rollout_id, may_raise=True)
+            self.deliver(worker)
+            time.sleep(BEAT_S)
 
     def until(self, happened: Callable[[], bool], timeout_s: float = 20.0) -> bool:
         """Whether it happened in time."""

@@ -291,6 +291,52 @@ def test_a_frozen_controller_that_wakes_after_a_rollback_changes_nothing() -> No
     assert replay(world.audit.rows[world.rollout_id]).ended
 
 
+def test_a_rollback_that_wakes_up_in_the_next_rollout_leaves_its_flag_alone() -> None:
+    world = World()
+    world.open(a_plan())
+    world.quarters(5)
+    first, following = world.rollout_id, ""
+    world.turns_bad()
+    original = world.nested
+
+    def others(*, may_raise: bool) -> None:
+        nonlocal following
+        original(may_raise=may_raise)  # finishes the rollback
+        world.truth = Truth.GOOD
+        world.now += EVERY
+        plan = a_plan()
+        following = commands.start(plan, codec.plan_digest(plan), world.ports(), actor="rita", key="next").id
+        world.rollout_id = following
+        world.look(may_raise=True)
+        world.rollout_id = first
+
+    world.nested = others  # type: ignore[method-assign]
+    world.faults = [*[Fault.NONE] * 4, Fault.OTHER_GUARD]  # entries, read, the case, append Decided, read
+    assert world.look(may_raise=False) == "lost_race"
+    flag = world.flag()
+    assert flag is not None and flag.decision_id.startswith(f"{following}.") and flag.shadow_weight == 10_000
+
+
+def test_a_controller_that_wakes_up_before_it_withdraws_a_raise_does_not_withdraw_the_next_one() -> None:
+    world = World()
+    world.open(a_plan())
+    world.now += EVERY
+    world.faults = [*[Fault.NONE] * 2, Fault.CRASH_AFTER]  # entries, read, append Decided
+    world.look(may_raise=True)
+    original = world.nested
+
+    def others(*, may_raise: bool) -> None:
+        for _ in range(2):
+            world.now += EVERY
+            original(may_raise=True)
+
+    world.nested = others  # type: ignore[method-assign]
+    world.faults = [Fault.NONE, Fault.OTHER_GUARD]  # entries, read
+    assert world.look(may_raise=False) == "lost_race"
+    rollout, flag = replay(world.audit.rows[world.rollout_id]), world.flag()
+    assert flag is not None and (flag.decision_id, flag.shadow_weight) == (rollout.applied, 10_000)
+
+
 def test_a_controller_that_sleeps_between_decision_and_write_does_not_raise_on_old_evidence() -> None:
     world = World()
     world.open(a_plan())

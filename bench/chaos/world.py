@@ -181,26 +181,28 @@ class World:
         rollout_id = str(worker.call("start", plan=plan or self.plan(), key=key))
         if rollout_id not in self.rollouts:
             self.rollouts.append(rollout_id)
+            # A gate whose series was never scraped holds, and the first check would not raise.
+            self.until(lambda: self._prometheus_has(f'chaos_alarm{{flag="{_flag_of(rollout_id)}"}}'))
         return rollout_id
 
     def turn(self, truth: Truth, *rollouts: str) -> None:
         """What the candidate of these rollouts (of all) is like from now on; waits until Prometheus has seen it."""
         chosen = rollouts or tuple(self.rollouts)
         for flag, flow in self.flows.items():
-            if any(i.startswith(f"chaos-{flag}-") for i in chosen):
+            if any(_flag_of(i) == flag for i in chosen):
                 flow.truth = truth
         self.note(f"the candidate of {', '.join(chosen)} is {truth}")
-        if truth is not Truth.ALARM or not self.until(lambda: all(self._alarmed(i) for i in chosen), timeout_s=5):
+        if truth is not Truth.ALARM or not self.until(
+            lambda: all(self._prometheus_has(f'chaos_alarm{{flag="{_flag_of(i)}"}} == 1') for i in chosen), timeout_s=5
+        ):
             time.sleep(2 * SCRAPE.total_seconds())
         if truth is not Truth.GOOD:
             self.bad.update(dict.fromkeys(chosen, self.now()))
 
-    def _alarmed(self, rollout_id: str) -> bool:
-        """Whether Prometheus shows a rollout's alarm."""
-        flag = rollout_id.removeprefix("chaos-").rpartition("-")[0]
-        query = urlencode({"query": f'chaos_alarm{{flag="{flag}"}} == 1'})
+    def _prometheus_has(self, query: str) -> bool:
+        """Whether Prometheus has anything to answer, asked past whatever stands between it and the controllers."""
         try:
-            with urlopen(f"{self.truth_url}/api/v1/query?{query}", timeout=2) as answer:
+            with urlopen(f"{self.truth_url}/api/v1/query?{urlencode({'query': query})}", timeout=2) as answer:
                 return bool(json.load(answer)["data"]["result"])
         except (OSError, ValueError, KeyError):
             return False
@@ -399,6 +401,11 @@ class World:
 
     def _audit(self) -> PostgresAudit:
         return PostgresAudit(create_engine("postgresql+psycopg://", creator=lambda: connect(self.owner_url), poolclass=NullPool))
+
+
+def _flag_of(rollout_id: str) -> str:
+    """Of a rollout whose plan is `World.plan`'s."""
+    return rollout_id.removeprefix("chaos-").rpartition("-")[0]
 
 
 def broken(invariant: str, text: str) -> Violation:

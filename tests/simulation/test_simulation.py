@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from controller import commands
+from controller import codec, commands
 from controller.core.decision import Why
 from controller.core.notice import Level
 from controller.core.plan import DeadManAction, OnDrift

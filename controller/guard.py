@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from controller import metrics
-from controller.blind import Known
+from controller.blind import PATIENCE_S, Known, Patient, begin
 from controller.deliver import Pace, deliver
 from controller.ports import AuditUnavailable, Notifier, Outbox, PortError, Ports
 from controller.sweep import Swept, beat, sweep
@@ -37,7 +37,12 @@ DELIVER_EVERY_S = 1.0
 
 
 def guard(
-    ports: Ports, every: timedelta | None, stop: threading.Event, *, monotonic: Callable[[], float] = time.monotonic
+    ports: Ports,
+    every: timedelta | None,
+    stop: threading.Event,
+    *,
+    monotonic: Callable[[], float] = time.monotonic,
+    patience_s: float = PATIENCE_S,
 ) -> None:
     """
     Look until told to stop.
@@ -46,8 +51,9 @@ def guard(
         ports: The world.
         every: Time between the starts of two looks at a rollout; None takes each plan's own `guard_every`.
         stop: Set from elsewhere to end it.
+        patience_s: How long a question to the log may take before it counts as unreadable.
     """
-    rounds = _Rounds(ports=ports, every=every)
+    rounds = _Rounds(ports=ports, every=every, patient=Patient(patience_s=patience_s))
     while not stop.is_set():
         begun = monotonic()
         try:
@@ -75,6 +81,7 @@ class _Rounds:
         looked: Those that were looked at since the last heartbeat.
         beat_at: When the next heartbeat is due, monotonic seconds.
         blind: The log could not be read in the last round.
+        patient: Asks the log.
     """
 
     ports: Ports
@@ -84,21 +91,25 @@ class _Rounds:
     looked: set[str] = field(default_factory=set)
     beat_at: float = 0.0
     blind: bool = False
+    patient: Patient = field(default_factory=Patient)
 
     def go(self, begun: float) -> None:
         """Look at those whose time has come. Raises PortError where nothing could be looked at."""
         try:
-            active = self.ports.index.active()
+            self._round(begun)
         except AuditUnavailable as exc:
             self._blind_round(begun, f"{type(exc).__name__}: {exc}")
-            return
+
+    def _round(self, begun: float) -> None:
+        active = self.patient.ask(self.ports.index.active)
         if self.blind:
             log.warning("guard_reads_the_log_again")
             self.blind = False
         self.known.forget_others(active)
         self.coming = {i: self.coming.get(i, begun) for i in active}
         ready = [i for i in active if self.coming[i] <= begun]
-        for swept in sweep(self.ports, may_raise=False, only=ready) if ready else ():
+        looks = begin(lambda: list(sweep(self.ports, may_raise=False, only=ready)) if ready else [])
+        for swept in self.patient.wait_for(looks, self.ports.audit.now):
             self._took(swept, begun)
             if swept.tick is None:
                 # Its log may be what cannot be read; a breach is lowered all the same.
@@ -106,15 +117,15 @@ class _Rounds:
                     _tell(instead)
             else:
                 self.looked.add(swept.rollout_id)
-        metrics.round_ended("ok", time.time())
         if ready and self.known.rollouts:
-            metrics.seen(self.known.rollouts.values(), len(self.known.drifted), self.ports.audit.now())
+            metrics.seen(self.known.rollouts.values(), len(self.known.drifted), self.patient.ask(self.ports.audit.now))
         elif not active:
             metrics.seen((), 0, datetime.now(UTC))
         if begun >= self.beat_at:
-            beat(self.ports, "guard", sorted(self.looked))
+            self.patient.ask(lambda: beat(self.ports, "guard", sorted(self.looked)))
             self.looked.clear()
             self.beat_at = begun + BEAT_S
+        metrics.round_ended("ok", time.time())
 
     def _blind_round(self, begun: float, error: str) -> None:
         if not self.blind:

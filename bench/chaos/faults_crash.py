@@ -6,10 +6,13 @@ passing of the point is the last, what the candidate is like afterwards, and whe
 """
 
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from random import Random
+from typing import Any
 
 from bench.chaos.fault import Trial, fault
-from bench.chaos.process import Died, Worker
+from bench.chaos.process import Died, Refused, Worker
 from bench.chaos.target import Truth
 from bench.chaos.world import World
 from controller.crash import Point
@@ -80,6 +83,45 @@ def crash_at(point: Point) -> None:
         if rng.random() < 0.3:
             _cut(world, rng.choice(list(Point)), 1)
         return world.finish(world.recover(check_gates=rng.random() < 0.7))
+
+
+_ROW = (Point.ROW_LOCKED, Point.ROW_INSERTED, Point.ROW_COMMITTING, Point.ROW_COMMITTED, Point.RECORDED)
+_FLAG = (Point.FLAG_OPENED, Point.FLAG_WRITTEN, Point.FLAG_COMMITTED, Point.CONFIRMED)
+PEOPLE: Mapping[tuple[str, ...], tuple[Point, ...]] = {
+    ("pause",): _ROW,
+    ("pause", "resume"): (*_ROW, *_FLAG, Point.RAISING, Point.RAISED),
+    ("abort",): (*_ROW, *_FLAG, Point.LOWERING, Point.LOWERED),
+    ("roll_back",): (*_ROW, *_FLAG, Point.LOWERING, Point.LOWERED),
+}
+"""What people say, and where the last word may be cut."""
+
+
+@fault("kill -9 in the middle of a person's word", group="crash", quick=2, full=50)
+def of_people(world: World, rng: Random) -> Trial:
+    """Pause, resume, abort or roll back; afterwards the person says it again, or does not."""
+    calm = world.controller()
+    rollout_id = world.start(calm)
+    world.raise_to(calm, rollout_id, 5_000)
+    words = rng.choice(list(PEOPLE))
+    said: dict[str, Any] = {"rollout_id": rollout_id, "actor": "erin", "reason": "for a reason"}
+    for word in words[:-1]:
+        calm.call("command", name=word, **said)
+    point = rng.choice(PEOPLE[words])
+    worker = world.controller(f"{point}:1")
+    try:
+        worker.call("command", name=words[-1], **said)
+    except Died:
+        world.note(f"{words[-1]} died at {point}")
+    else:
+        raise AssertionError(f"{point} was not reached in {words[-1]}")
+    if rng.random() < 0.3:
+        world.turn(Truth.ALARM)
+    world.restarted()
+    worker = world.controller()
+    if rng.random() < 0.5:
+        with suppress(Refused):
+            worker.call("command", name=words[-1], **said)
+    return world.finish(world.recover(worker, check_gates=rng.random() < 0.7))
 
 
 def _cut(world: World, point: Point, nth: int) -> bool:

@@ -83,9 +83,11 @@ def _clock(name: str, how: str, *, zone: str = "UTC", then: str = "", quick: int
                 world.look(worker, rollout_id, may_raise=True, force=False)
             if then:
                 dial.write_text(then)
-            if all(world.weight(p.flag) >= HALF for p in plans):
+            if all(world.weight(p.flag) >= HALF for p in plans) or _times(world, begun):
                 break
             time.sleep(0.2)
+        if early := _times(world, begun):
+            return Trial(violations=tuple(early))
         world.turn(Truth.ALARM, alone, beside, shared)
         for worker, rollout_id in ((wrong, alone), (right, beside), (wrong, shared)):
             world.look(worker, rollout_id, may_raise=False)

@@ -85,16 +85,9 @@ def _untold(world: World, what: str) -> Sequence[str]:
 
 def doctor(world: World) -> dict[str, object]:
     """What `penstock doctor` says of Slack."""
-    environ = {
-        "PENSTOCK_HOME": str(world.folder / "home"),
-        "PENSTOCK_DATABASE_URL": world.database_url,
-        "PENSTOCK_PROMETHEUS_URL": world.prometheus_url,
-        "PENSTOCK_SLACK_TOKEN": "xoxb-chaos",
-        "PENSTOCK_SLACK_API_URL": world.slack_url,
-    }
     done = subprocess.run(
         [sys.executable, "-m", "controller.cli.app", "doctor", "-o", "json"],
-        env={**os.environ, **environ},
+        env={**os.environ, **world.environ()},
         capture_output=True,
         text=True,
         check=False,

@@ -5,20 +5,34 @@ Each function changes the product in the process that calls it (`World.controlle
 mistake that somebody could make.
 """
 
+import json
 from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 from controller import commit as controller_commit
+from controller import guard as controller_guard
 from controller import tick as controller_tick
-from controller.adapters.postgres import PostgresFlags
+from controller.adapters.postgres import PostgresAudit, PostgresFlags
+from controller.adapters.prometheus import PrometheusSource
+from controller.adapters.prometheus import answer as prometheus_answer
+from controller.adapters.prometheus.client import PrometheusClient
 from controller.adapters.slack import SlackNotifier
+from controller.core.converge import InStep
 from controller.core.decision import Advance, Hold, RollBack, Why
+from controller.core.notice import Level
 from controller.core.rollout import AwaitingApproval, Baking, Decided
 
 commit: Any = controller_commit
 tick: Any = controller_tick
 flags: Any = PostgresFlags
 slack: Any = SlackNotifier
+audit: Any = PostgresAudit
+answer: Any = prometheus_answer
+client: Any = PrometheusClient
+metrics: Any = PrometheusSource
+guard: Any = controller_guard
 
 
 def flag_before_row() -> None:
@@ -109,3 +123,76 @@ def never_lower() -> None:
         return Hold(why=Why.BAKING, text=decision.text) if isinstance(decision, RollBack) else decision
 
     tick.decide = hold
+
+
+def believe_warnings() -> None:
+    """An answer that says that it is partial is taken for whole."""
+    result = answer._result
+
+    def whole(body: bytes, kind: str) -> Any:
+        return result(json.dumps({k: v for k, v in json.loads(body).items() if k != "warnings"}).encode(), kind)
+
+    answer._result = whole
+
+
+def let_errors_out() -> None:
+    """Traffic that cannot be read ends the look."""
+    traffic = metrics.traffic
+
+    def fails(self: Any, *args: Any) -> Any:
+        read = traffic(self, *args)
+        if read.traffic is None:
+            raise RuntimeError(read.failure)
+        return read
+
+    metrics.traffic = fails
+
+
+def tell_nobody() -> None:
+    """Whatever happens is only a refreshed message."""
+    notice_of = commit.notice_of
+    commit.notice_of = lambda *args: replace(notice_of(*args), level=Level.INFO)
+
+
+def never_ask_again() -> None:
+    """Prometheus failed once, so it is taken to be down for good."""
+    ask_all = client.ask_all
+    failed: list[Any] = []
+
+    def once(self: Any, asks: Any, **options: Any) -> Any:
+        answers = ask_all(self, asks, **options)
+        failed.extend(a for a in answers.values() if a.failure)
+        return dict.fromkeys(asks, failed[0]) if failed else answers
+
+    client.ask_all = once
+
+
+def ignore_drift() -> None:
+    """What stands in the flag is not compared with the log."""
+    decide = tick.decide
+    tick.decide = lambda rollout, found, *args, **options: decide(rollout, InStep(), *args, **options)
+
+
+def overwrite() -> None:
+    """The flag is written at whatever version it is."""
+    write = flags.write
+
+    def anyhow(self: Any, change: Any, expected_version: int) -> Any:
+        flag = self.read(change.environment, change.key)
+        return write(self, change, 0 if flag is None else flag.version)
+
+    flags.write = anyhow
+
+
+def own_clock() -> None:
+    """The time is that of the machine."""
+    audit.now = lambda self: datetime.now(UTC)
+
+
+def log_nothing() -> None:
+    """Trouble with letters is not worth a line."""
+
+    def nothing(*args: Any, **more: Any) -> None:
+        pass
+
+    guard.log = SimpleNamespace(warning=nothing, error=nothing, exception=nothing)

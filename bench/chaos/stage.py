@@ -11,13 +11,13 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from bench.chaos.target import Target
 from bench.slack import SlackConfig, SlackServer
@@ -50,6 +50,7 @@ class Stage:
         self._lock = threading.Lock()
         self._image: Path | None = None
         self._free: list[str] = []
+        self._made: dict[object, Any] = {}
         self._numbers = itertools.count(1)
         self.forked: ForkServerContext = multiprocessing.get_context("forkserver")
         self.spawned: SpawnContext = multiprocessing.get_context("spawn")
@@ -82,6 +83,14 @@ class Stage:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._stack.close()
+
+    def shared(self, make: Callable[[Path], AbstractContextManager[T]]) -> T:
+        """What only some faults need and what takes long to start: made once, in a folder of its own, and kept to the end."""
+        with self._lock:
+            if make not in self._made:
+                self._made[make] = self._stack.enter_context(make(self.home / f"shared-{len(self._made)}"))
+            found: T = self._made[make]
+            return found
 
     @contextmanager
     def database(self) -> Iterator[str]:

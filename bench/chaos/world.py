@@ -61,6 +61,8 @@ class World:
         self.folder = folder
         self.name = f"t{next(_NUMBERS)}"
         self.stack = ExitStack()
+        self.prelude = ""
+        """Of controllers for which none is named."""
         self.workers: list[Worker] = []
         self.restarts: list[datetime] = []
         self.bad: dict[str, datetime] = {}
@@ -107,28 +109,30 @@ class World:
             fresh: A new interpreter instead of a fork, whose environment is there from the start (LD_PRELOAD).
             environ: More of its environment.
         """
-        made = {
-            "PENSTOCK_HOME": str(self.folder / "home"),
-            "PENSTOCK_DATABASE_URL": self.database_url,
-            "PENSTOCK_PROMETHEUS_URL": self.prometheus_url,
-            "PENSTOCK_SCRAPE_INTERVAL": f"{int(SCRAPE.total_seconds() * 1000)}ms",
-            "PENSTOCK_SLACK_TOKEN": "xoxb-chaos",
-            "PENSTOCK_SLACK_API_URL": self.slack_url,
-            "PENSTOCK_CRASH_AT": crash_at,
-            **environ,
-        }
+        made = {**self.environ(), "PENSTOCK_CRASH_AT": crash_at, **environ}
         context = self.stage.spawned if fresh else self.stage.forked
         self.folder.mkdir(parents=True, exist_ok=True)
         worker = Worker(
             context,
             made,
-            prelude=prelude,
+            prelude=prelude or self.prelude,
             log_path=self.folder / "controllers.log",
             program=self._program(environ) if fresh and environ else None,
         )
         self.workers.append(worker)
         self.note(f"controller {worker.pid} started" + (f", dies at {crash_at}" if crash_at else ""))
         return worker
+
+    def environ(self) -> dict[str, str]:
+        """Where this world's services are, as the product's settings say it."""
+        return {
+            "PENSTOCK_HOME": str(self.folder / "home"),
+            "PENSTOCK_DATABASE_URL": self.database_url,
+            "PENSTOCK_PROMETHEUS_URL": self.prometheus_url,
+            "PENSTOCK_SCRAPE_INTERVAL": f"{int(SCRAPE.total_seconds() * 1000)}ms",
+            "PENSTOCK_SLACK_TOKEN": "xoxb-chaos",
+            "PENSTOCK_SLACK_API_URL": self.slack_url,
+        }
 
     def _program(self, environ: Mapping[str, str]) -> Path:
         """Python in an environment of its own."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -122,6 +123,32 @@ def test_gate_checks_that_do_not_ask_for_their_slot_are_found(world: World) -> N
         world.look(worker, rollout_id, may_raise=True, force=False)
     assert "one_check_a_slot" in broken_by(world.finish(None, one_check_a_slot))
 
+
+@pytest.mark.parametrize(
+    ("fault", "how", "invariant"),
+    [
+        ("Prometheus: partial, with warnings", "believe_warnings", "no_data_is_no_pass"),
+        ("Prometheus: partial, with warnings", "believe_warnings", "holds"),
+        ("Prometheus: 503", "let_errors_out", "never_raises"),
+        ("Prometheus: 503", "tell_nobody", "tells"),
+        ("Prometheus: 503", "never_ask_again", "goes_on"),
+        ("a stranger raises it", "ignore_drift", "stops_raising"),
+        ("flag store: somebody writes between decision and raise", "overwrite", "conflict"),
+        ("Slack: channel_not_found", "log_nothing", "told_elsewhere"),
+        ("clock: ten minutes fast", "own_clock", "database_clock"),
+    ],
+)
+def test_a_controller_that_is_wrong_breaks_what_its_fault_is_about(
+    stage: Stage, tmp_path: Path, fault: str, how: str, invariant: str
+) -> None:
+    found = known_faults()[fault]
+    with World(stage, found, folder=tmp_path) as world:
+        world.prelude = f"bench.chaos.sabotage:{how}"
+        assert invariant in broken_by(found.run(world, Random(GOOD)))
+
+
+GOOD = 5
+"""A seed with which the candidate stays good through the fault."""
 
 OWNERS_EDITS: dict[str, Callable[[World], None]] = {
     "chain_intact": lambda w: w.owner_edits("audit", "UPDATE penstock.audit SET actor = 'somebody else' WHERE seq = 2"),

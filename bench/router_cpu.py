@@ -110,7 +110,7 @@ async def bare_app(scope: Any, receive: Any, send: Any) -> None:
 
 
 def router_yaml(upstream: str, folder: Path) -> Path:
-    """Metrics, a sticky split at 50 % and a price: everything that a request passes through in production."""
+    """Everything that a request passes through in production: split, breaker, limits, caps, prices, fallbacks, metrics."""
     side = {"model": "gpt-4.1", "params": {}}
     flag = {
         "environment": "production", "key": "chat-model", "version": 1, "revision": 1, "killed": False, "weight": 50_000,
@@ -121,13 +121,26 @@ def router_yaml(upstream: str, folder: Path) -> Path:
     (folder / "flags.json").write_text(json.dumps(snapshot))
     price = {"input_per_mtok": "2 USD", "output_per_mtok": "8 USD"}
     timeout = {"request": "30s", "stream": "90s", "first_token": "10s"}
+    brake = {"failure_ratio": "50%", "window": "2m", "min_requests": 10, "open_for": "30s"}
+    limits = {"requests_per_s": 100_000, "concurrency": 1000, "tokens_per_min": 10**9}
+    table = {"price": price, "timeout": timeout, "breaker": brake, "limits": limits, "context_tokens": 400_000}
     config = {
         "apiVersion": "penstock/v1",
         "kind": "Router",
         "flags": {"source": "file:flags.json"},
         "providers": [{"name": "p", "base_url": upstream}],
-        "models": [{"name": n, "provider": "p", "price": price, "timeout": timeout} for n in ("gpt-4.1", "gpt-5")],
-        "routes": [{"name": "chat", "match": {"model": ["chat"]}, "flag": "chat-model", "default": "gpt-4.1"}],
+        "models": [{"name": n, "provider": "p", "max_output_tokens": 32_000, **table} for n in ("gpt-4.1", "gpt-5", "o3")],
+        "routes": [
+            {
+                "name": "chat",
+                "match": {"model": ["chat"]},
+                "flag": "chat-model",
+                "default": "gpt-4.1",
+                "fallbacks": ["gpt-4.1", "o3"],
+            }
+        ],
+        "deadline": {"request": "60s", "stream": "120s"},
+        "caps": {"input_tokens": 200_000, "output_tokens": 16_000, "cost_per_request": "0.50 USD"},
     }
     path = folder / "router.yaml"
     path.write_text(json.dumps(config))

@@ -188,17 +188,19 @@ class Engine:
             retry=request.retry,
             endpoint=request.weight.endpoint,
         )
-        fits = [self._fit(step, request) for step in plan.steps]
-        if all(isinstance(each, Failed) and each.unasked in ("unfit", "unable", "cost") for each in fits):
-            return self._unfit(key, plan, fits, request)
+        fitted = self._fit(plan.steps[0], request)
+        if isinstance(fitted, Failed):
+            fits = [self._fit(step, request) for step in plan.steps]
+            if all(isinstance(each, Failed) and each.unasked for each in fits):
+                return self._unfit(key, plan, fits, request)
         until = self._clock() + self._deadline_s(plan, request)
         failures: list[tuple[str, Failed]] = []
         spent_usd = 0.0
         with Refusal() as refusal:
-            for i, (step, fitted) in enumerate(zip(plan.steps, fits, strict=True)):
+            for i, step in enumerate(plan.steps):
                 if step.forced and any(model == step.model and not failed.unasked for model, failed in failures):
                     continue
-                if spent_usd:
+                if i > 0:
                     fitted = self._fit(step, request, spent_usd)
                 attempt = self.ledger.begin(key, step.model, request.size, assigned=i == 0)
                 left_s = until - self._clock()

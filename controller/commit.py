@@ -144,10 +144,26 @@ def lower_unrecorded(rollout: Rollout, kind: str, ports: Ports) -> RouteFlag:
         FlagUnavailable: unknown whether it landed.
         SeqTaken: the rollout has ended meanwhile.
     """
+    return _lower(rollout, _lowering_id(rollout, kind), ports)
+
+
+def lower_as_seen(rollout: Rollout, flag: RouteFlag, kind: str, ports: Ports) -> RouteFlag:
+    """
+    The same for a look that cannot read the log: only if the flag is still the one that was judged, as nobody can be asked whose it is now.
+
+    Raises:
+        FlagConflict: it is not.
+        FlagUnavailable: unknown whether it landed.
+    """
+    reached(Point.LOWERING)
+    return ports.flags.write(_change(rollout, Weights(), _lowering_id(rollout, kind)), flag.version)
+
+
+def _lowering_id(rollout: Rollout, kind: str) -> str:
     state = rollout.state
     if isinstance(state, Moving) and lowers(state.decision):
-        return _lower(rollout, state.decision_id, ports)  # it is decided already, and is only finished
-    return _lower(rollout, f"{rollout.id}.{rollout.seq + 1}.{kind}", ports)
+        return state.decision_id  # it is decided already, and is only finished
+    return f"{rollout.id}.{rollout.seq + 1}.{kind}"
 
 
 def record(rollout: Rollout, event: Event, ports: Ports, actor: str) -> Rollout:

@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from controller.commit import Committed, commit, lower_unrecorded, settle
+from controller.commit import Committed, commit, lower_as_seen, lower_unrecorded, settle
 from controller.core.converge import Convergence, Drift, InStep, Killed, Landed, converge, leased
 from controller.core.decide import decide
 from controller.core.decision import Decision, Hold, RollBack, Why, lowers
 from controller.core.exercise import Exercise, exercises
 from controller.core.gates import GateResult
-from controller.core.rollout import Applied, AwaitingApproval, Entry, FlagRead, Moving, Rollout, replay, step
+from controller.core.rollout import Applied, AwaitingApproval, Entry, FlagRead, Moving, Rollout, fence_id, replay, step
 from controller.crash import Point, reached
 from controller.gather import Look, gather
-from controller.ports import AuditUnavailable, Drills, FlagConflict, Heartbeats, PortError, Ports, SeqTaken
+from controller.ports import AuditUnavailable, Drills, FlagConflict, Heartbeats, PortError, Ports, SeqTaken, Texts
 from controller.shelf import CaseShelf
 from flagspec import RouteFlag
 
@@ -246,25 +246,34 @@ def without_log(rollout: Rollout, ports: Ports, shelf: CaseShelf) -> Tick:
     now = ports.flags.now()
     flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
     quiet = Tick(outcome=Outcome.QUIET, rollout=rollout, phase_judged=rollout.phase)
+    # Another controller may read the log and be further: what it wrote into the flag is not ours to judge.
+    if flag is None or not flag.decision_id.startswith(f"{rollout.id}."):
+        return quiet
     if isinstance(rollout.state, Moving):
         moving = rollout.state
-        if not lowers(moving.decision):
-            return _lowered_without_log(rollout, flag, ports, now) or quiet
-        lower_unrecorded(rollout, moving.decision.kind, ports)
-        return replace(quiet, outcome=Outcome.UNRECORDED, decision=moving.decision)
-    found = leased(converge(rollout, flag), flag, now)
-    # Another controller may read the log and be further: what it wrote into the flag is not ours to judge.
-    if not isinstance(found, InStep):
-        return quiet
-    at_hand = ports.shelf if ports.shelf.holds(rollout.id, rollout.evidence) else shelf
-    results = gather(rollout, _NoLog(), ports.metrics, at_hand, now).results()
-    decision = decide(rollout, found, results, now, may_raise=False)
-    looked = replace(quiet, decision=decision, results=results)
-    if isinstance(decision, RollBack):
-        lower_unrecorded(rollout, decision.kind, ports)
-        return replace(looked, outcome=Outcome.UNRECORDED)
-    renew(rollout, flag, found, ports)
-    return looked
+        if not lowers(moving.decision) and flag.decision_id not in (
+            rollout.applied,
+            moving.decision_id,
+            fence_id(moving.decision_id),
+        ):
+            return quiet
+        judged = _while_moving(rollout, flag, _NoLog(), ports, now)
+    else:
+        found = leased(converge(rollout, flag), flag, now)
+        if not isinstance(found, InStep):
+            return quiet
+        at_hand = ports.shelf if ports.shelf.holds(rollout.id, rollout.evidence) else shelf
+        results = gather(rollout, _NoLog(), ports.metrics, at_hand, now).results()
+        judged = replace(quiet, decision=decide(rollout, found, results, now, may_raise=False), results=results)
+        if not isinstance(judged.decision, RollBack):
+            renew(rollout, flag, found, ports)
+    if judged is None or judged.decision is None or not lowers(judged.decision):
+        return judged or quiet
+    try:
+        lower_as_seen(rollout, flag, judged.decision.kind, ports)
+    except FlagConflict:
+        return quiet  # changed since it was read: the next look judges what it finds
+    return replace(judged, outcome=Outcome.UNRECORDED)
 
 
 class _NoLog:
@@ -283,8 +292,31 @@ def _lowered_without_log(rollout: Rollout, flag: RouteFlag | None, ports: Ports,
     """
     if not isinstance(rollout.state, Moving) or lowers(rollout.state.decision):
         return None
-    found = converge(rollout, flag)
-    moving, presumed = rollout.state, rollout
+    judged = _while_moving(rollout, flag, ports.audit, ports, now)
+    if judged is None or not isinstance(judged.decision, RollBack):
+        return None
+    try:
+        lower_unrecorded(rollout, judged.decision.kind, ports)
+    except SeqTaken:
+        return replace(judged, outcome=Outcome.LOST_RACE)
+    return replace(judged, outcome=Outcome.UNRECORDED)
+
+
+def _while_moving(rollout: Rollout, flag: RouteFlag | None, texts: Texts, ports: Ports, now: datetime) -> Tick | None:
+    """
+    What a guard would decide with a change on its way that cannot be settled; nothing is written.
+
+    Returns:
+        A Tick with the decision; None where there is nothing to lower.
+    """
+    moving = rollout.state
+    assert isinstance(moving, Moving), moving
+    if lowers(moving.decision):
+        done = flag is not None and flag.decision_id == moving.decision_id
+        return (
+            None if done else Tick(outcome=Outcome.QUIET, rollout=rollout, decision=moving.decision, phase_judged=rollout.phase)
+        )
+    found, presumed = converge(rollout, flag), rollout
     if isinstance(found, Landed):
         # As it will stand once the row can be written: in the phase that the flag is in already.
         event = Applied(decision_id=moving.decision_id, weights=moving.weights, flag_version=0 if flag is None else flag.version)
@@ -296,15 +328,12 @@ def _lowered_without_log(rollout: Rollout, flag: RouteFlag | None, ports: Ports,
         return None
     # On a shelf of its own: what is presumed must not become what is known.
     try:
-        results = gather(presumed, ports.audit, ports.metrics, CaseShelf(), now).results()
+        results = gather(presumed, texts, ports.metrics, CaseShelf(), now).results()
     except AuditUnavailable:
         results = gather(presumed, _NoLog(), ports.metrics, CaseShelf(), now).results()
     killed = flag is not None and flag.killed
     decision = decide(presumed, Killed() if killed else InStep(), results, now, may_raise=False)
-    if not isinstance(decision, RollBack):
-        return None
-    lower_unrecorded(rollout, decision.kind, ports)
-    return Tick(outcome=Outcome.UNRECORDED, rollout=rollout, decision=decision, results=results, phase_judged=presumed.phase)
+    return Tick(outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=results, phase_judged=presumed.phase)
 
 
 def due(rollout: Rollout, now: datetime) -> bool:

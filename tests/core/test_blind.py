@@ -15,6 +15,7 @@ from controller.ports import AuditUnavailable, FlagUnavailable, Ports
 from controller.shelf import CaseShelf
 from controller.tick import Outcome, without_log
 from tests.core.test_guard import BesideABrokenLog, Rounds, world_with_a_canary
+from tests.ports.events import change
 from tests.simulation.world import BEAT, EVERY, Fault, Truth, World, a_plan
 
 # --- while the log cannot be read --------------------------------------------------------------------------------------------------------
@@ -155,6 +156,23 @@ def test_a_rollback_that_was_decided_and_lost_is_finished_although_the_log_canno
     world.look(may_raise=False)
     rows = world.audit.rows[world.rollout_id]
     assert replay(rows).ended and isinstance(rows[-1].event, Applied)
+
+
+def test_a_flag_that_is_another_rollouts_by_now_is_left_alone_by_a_guard_that_cannot_read_the_log() -> None:
+    world = world_with_a_canary()
+    world.turns_bad()
+    world.faults = [*[Fault.NONE] * 4, Fault.CRASH_BEFORE]
+    world.look(may_raise=False)
+    stale = replay(world.audit.rows[world.rollout_id])
+    assert isinstance(stale.state, Moving)
+    world.faults = []
+    world.look(may_raise=False)  # somebody else finishes it
+    flag = world.flag()
+    assert flag is not None and replay(world.audit.rows[world.rollout_id]).ended
+    other = change(50_000, key="chat", decision_id="other-1.2.advance")
+    taken = world.flags.write(other, flag.version)
+    assert without_log(stale, world.ports(), CaseShelf()).outcome is Outcome.QUIET
+    assert world.flag() == taken
 
 
 def test_a_guard_that_never_knew_a_rollout_does_nothing_without_the_log() -> None:

@@ -152,22 +152,24 @@ class PeopleFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """
-        Raises:
-            SpecError: the file cannot be used now.
-        """
         self._path = path
-        self._seen = self._stamp()
-        self._people = read_people(path)
+        self._seen: tuple[int, int, int] | None = None
+        self._people: People | None = None
 
     def people(self) -> People:
+        """
+        Raises:
+            SpecError: the file cannot be used, and there was none before it.
+        """
         stamp = self._stamp()
-        if stamp != self._seen:
+        if self._people is None or stamp != self._seen:
             self._seen = stamp
             try:
                 self._people = read_people(self._path)
             except SpecError as exc:
                 log.error("people_file_unusable", problems=str(exc))
+                if self._people is None:
+                    raise
         return self._people
 
     def _stamp(self) -> tuple[int, int, int] | None:

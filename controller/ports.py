@@ -476,6 +476,39 @@ class Heartbeats(Protocol):
         """When `who` was last alive, or last looked at a rollout; None for never. Raises AuditUnavailable."""
 
 
+# --- requests -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """
+    What is known of a request with this caller and key.
+
+    Args:
+        ours: It is new: the caller of `take` does the work and answers.
+        same: Its fingerprint is the one that was asked for.
+        status, answer: Of the work that was done before; None while somebody else does it.
+    """
+
+    ours: bool = False
+    same: bool = True
+    status: int | None = None
+    answer: str | None = None
+
+
+class RequestLog(Protocol):
+    """Requests that must be done once however often they are sent. Each method raises AuditUnavailable."""
+
+    def take(self, caller: str, key: str, fingerprint: str) -> Taken:
+        """Take the request, or find out what became of it. One that was taken and never answered can be taken again after a while."""
+
+    def answer(self, caller: str, key: str, status: int, answer: str) -> None:
+        """Keep the answer to a request that was taken."""
+
+    def give_back(self, caller: str, key: str) -> None:
+        """It came to nothing: it may be tried again."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """

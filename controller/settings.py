@@ -27,6 +27,7 @@ the environment always wins over it.
 | PENSTOCK_AUDIT_HEADS_FILE | where heads of the audit log are published, one a line | `audit-heads.jsonl` in the home folder |
 | PENSTOCK_ACTOR | who acts on the command line | the login name |
 | PENSTOCK_GROUPS | the groups of that person, comma separated; of no effect with a people file | none |
+| PENSTOCK_ALERTMANAGER_TOKEN | the bearer token of Alertmanager at `/hooks/alertmanager` | none: that door is closed |
 | PENSTOCK_PEOPLE_FILE | the people.yaml that says who may do what | none: names and groups are what the caller says |
 | PENSTOCK_CRASH_AT | where this process kills itself, `point[:nth]`: for `./dev chaos` only | nowhere |
 """
@@ -73,6 +74,7 @@ class Settings:
     actor: str = ""
     groups: tuple[str, ...] = ()
     people_file: Path | None = None
+    alertmanager_token: str = field(default="", repr=False)
     crash_at: str = ""
 
     @property
@@ -126,6 +128,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         actor=env.get("PENSTOCK_ACTOR") or _login(),
         crash_at=env.get("PENSTOCK_CRASH_AT", ""),
         groups=tuple(g.strip() for g in env.get("PENSTOCK_GROUPS", "").split(",") if g.strip()),
+        alertmanager_token=env.get("PENSTOCK_ALERTMANAGER_TOKEN", "").strip(),
         people_file=None if not (people := env.get("PENSTOCK_PEOPLE_FILE", "").strip()) else Path(people).absolute(),
     )
 

@@ -16,7 +16,7 @@ from controller.core.people import Caller, NotAllowed, claimed
 from controller.core.plan import Gate, Plan
 from controller.core.traffic import Question, TrafficRead
 from controller.people import PeopleFile
-from controller.ports import Drills, Measured, MetricSource, Notifier, Outbox, Ports, Scope
+from controller.ports import Drills, Measured, MetricSource, Notifier, Outbox, Ports, RequestLog, Scope
 from controller.publish import Published, publish
 from controller.settings import Settings, SettingsError
 from specfile import SpecError
@@ -108,12 +108,7 @@ def _arm(crash_at: str) -> None:
 
 
 def open_people(settings: Settings) -> PeopleFile | None:
-    """
-    The people file that the settings name; None where none is named.
-
-    Raises:
-        SpecError: it cannot be used.
-    """
+    """The people file that the settings name, not read yet; None where none is named."""
     return None if settings.people_file is None else PeopleFile(settings.people_file)
 
 
@@ -299,6 +294,58 @@ def open_watch(settings: Settings) -> Iterator[Watch | None]:
         yield Watch(census=Census(engine), database=database, guard_age_s=lambda: beats.age_s("guard"))
     finally:
         engine.dispose()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """What the HTTP API works on; `flags` is the store of `ports`, with the version of an un-kill."""
+
+    settings: Settings
+    database_url: str
+    ports: Ports
+    flags: "PostgresFlags"
+    requests: RequestLog
+    people: PeopleFile | None
+
+
+@contextmanager
+def open_api(settings: Settings) -> Iterator[Api | None]:
+    """
+    The HTTP API's parts; None where no database is named. One that is down, or at another schema, is each request's own error.
+
+    Raises:
+        SettingsError: the address of Prometheus cannot be used.
+    """
+    from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresHeartbeats, PostgresRequests, open_engine
+
+    if settings.database_url is None:
+        yield None
+        return
+    with ExitStack() as opened:
+        # Its own connections: whoever waits for the API's must not keep a kill at the flag door from one.
+        engine = open_engine(settings.database_url, require_schema=False)
+        opened.callback(engine.dispose)
+        flags_engine = engine
+        if settings.flags_database_url is not None:
+            flags_engine = open_engine(settings.flags_database_url, require_schema=False)
+            opened.callback(flags_engine.dispose)
+        audit, flags = PostgresAudit(engine), PostgresFlags(flags_engine)
+        ports = Ports(
+            audit=audit,
+            index=audit,
+            flags=flags,
+            metrics=NoMetrics() if settings.prometheus_url is None else make_metrics(settings),
+            drills=_drills_if_possible(settings),
+            heartbeats=PostgresHeartbeats(engine),
+        )
+        yield Api(
+            settings=settings,
+            database_url=settings.database_url,
+            ports=ports,
+            flags=flags,
+            requests=PostgresRequests(engine),
+            people=open_people(settings),
+        )
 
 
 @contextmanager

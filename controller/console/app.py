@@ -1,5 +1,5 @@
 """
-The controller's HTTP door: flags for routers, whether it is well, and its metrics.
+The controller's HTTP door: flags for routers, the API, Alertmanager's hook, whether it is well, and its metrics.
 
 Its one rule: it binds before it says that it listens, and a database that is down makes it not ready, never dead.
 """
@@ -11,17 +11,28 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
+from starlette.routing import Mount
 
-from controller.console.flags_door import routes
+from controller.console import alertmanager
+from controller.console.api.app import PREFIX, create_api
+from controller.console.api.calls import Door
+from controller.console.flags_door import Admit, routes
 from controller.console.flags_hub import FlagHub
 from controller.console.health import CensusCollector, Check, beating, bind, health_routes
+from controller.core.people import Right
+from controller.people import PeopleFile
 from controller.ports import FlagUnavailable
 from controller.settings import Settings
-from controller.wiring import open_flag_source, open_watch
+from controller.wiring import Api, open_api, open_flag_source, open_people, open_watch
 
 
 def create_app(
-    hub: FlagHub, checks: Mapping[str, Check] | None = None, registries: Sequence[CollectorRegistry] = ()
+    hub: FlagHub,
+    checks: Mapping[str, Check] | None = None,
+    registries: Sequence[CollectorRegistry] = (),
+    *,
+    api: Api | None = None,
+    people: PeopleFile | None = None,
 ) -> Starlette:
     """
     The application over a hub; the hub runs as long as the application does.
@@ -30,6 +41,8 @@ def create_app(
         hub: Of the flags.
         checks: Beside that of the flags, for `/readyz`.
         registries: For `/metrics`.
+        api: Of the HTTP API and Alertmanager's door; None for neither.
+        people: Who may kill at the flag door; None takes the caller's word.
     """
 
     @contextlib.asynccontextmanager
@@ -43,7 +56,15 @@ def create_app(
         return "readable"
 
     parts = {"flags": flags, **(checks or {})}
-    return Starlette(routes=[*routes(hub), *health_routes(parts, registries)], lifespan=lifespan)
+    known = [*routes(hub, None if people is None else _admit(people)), *health_routes(parts, registries)]
+    if api is not None:
+        known += [Mount(PREFIX, create_api(api)), alertmanager.route(api, api.settings.alertmanager_token)]
+    return Starlette(routes=known, lifespan=lifespan)
+
+
+def _admit(people: PeopleFile) -> Admit:
+    door = Door(people)
+    return lambda request, killed: door.admit(request, Right.KILL if killed else Right.UNKILL).name
 
 
 def run(settings: Settings, listen: str) -> int:
@@ -57,7 +78,7 @@ def run(settings: Settings, listen: str) -> int:
     Raises:
         SettingsError: no database, or an address that cannot be listened on.
     """
-    with open_flag_source(settings) as (source, switch), open_watch(settings) as watch:
+    with open_flag_source(settings) as (source, switch), open_watch(settings) as watch, open_api(settings) as api:
         hub = FlagHub(source, switch)
         bound = bind(listen)
         registry = CollectorRegistry()
@@ -65,7 +86,7 @@ def run(settings: Settings, listen: str) -> int:
         if watch is not None:
             registry.register(CensusCollector(watch.census))
             checks = {"database": watch.database, "guard": beating(watch.guard_age_s)}
-        app = create_app(hub, checks, [registry])
+        app = create_app(hub, checks, [registry], api=api, people=open_people(settings))
         config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=3)
         host, port = bound.getsockname()[:2]
         sys.stderr.write(f"penstock serve listening on http://{listen.rpartition(':')[0] or host}:{port}\n")

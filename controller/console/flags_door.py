@@ -4,7 +4,7 @@ The flag door: what `flagspec.wire` describes, over HTTP, below `/flags/v1`.
     GET  /snapshot?environment=E                  the flags, with a strong ETag
     GET  /snapshot?environment=E&after=R&wait=S   the same once the environment is past revision R (long poll)
     GET  /events?environment=E                    the flags, then each change, as server-sent events
-    POST /{environment}/{key}/kill                {"actor", "reason"}
+    POST /{environment}/{key}/kill                {"actor", "reason"}; with a people file a bearer token instead of "actor"
     POST /{environment}/{key}/unkill              {"actor", "reason", "version"}
 
 A stream sends a whole `snapshot` again instead of single `flag` events when those would not tell everything (a reader was slow and a flag
@@ -26,7 +26,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from controller.console.api.problems import Refused, refused
 from controller.console.flags_hub import State
+from controller.core.people import NotAllowed
 from controller.ports import FlagConflict, FlagUnavailable, UnknownFlag
 from flagspec import RouteFlag, Snapshot, flag_to_json
 
@@ -71,12 +73,17 @@ class _Refused(Exception):
         self.parameter = parameter
 
 
-def routes(feed: FlagFeed) -> list[BaseRoute]:
+Admit = Callable[[Request, bool], str]
+"""Who kills (True) or un-kills (False), by the request's token; raises what `api.problems.refused` knows."""
+
+
+def routes(feed: FlagFeed, admit: Admit | None = None) -> list[BaseRoute]:
     """
     The door's routes, for a Starlette or FastAPI application.
 
     Args:
         feed: Where flags come from; it is started by the first request if the application has not done it.
+        admit: Who may kill; None takes the body's word for who it is.
     """
 
     async def snapshot(request: Request) -> Response:
@@ -86,10 +93,10 @@ def routes(feed: FlagFeed) -> list[BaseRoute]:
         return await _events(feed, request)
 
     async def kill(request: Request) -> Response:
-        return await _set_killed(feed, request, killed=True)
+        return await _set_killed(feed, request, admit, killed=True)
 
     async def unkill(request: Request) -> Response:
-        return await _set_killed(feed, request, killed=False)
+        return await _set_killed(feed, request, admit, killed=False)
 
     return [
         Route(f"{PREFIX}/snapshot", _answered(snapshot), methods=["GET"]),
@@ -171,11 +178,13 @@ def _event(name: str, data: bytes, revision: int) -> ServerSentEvent:
 # --- the kill switch ------------------------------------------------------------------------------------------------------------
 
 
-async def _set_killed(feed: FlagFeed, request: Request, *, killed: bool) -> Response:
+async def _set_killed(feed: FlagFeed, request: Request, admit: Admit | None, *, killed: bool) -> Response:
     environment = _name(request.path_params["environment"], "environment")
     key = _name(request.path_params["key"], "key")
+    known = None if admit is None else admit(request, killed)
     body = await _body(request)
-    actor, reason = _words(body, "actor"), _words(body, "reason")
+    actor = _words(body, "actor") if known is None else known
+    reason = _words(body, "reason")
     version = None if killed else _version(body)
     try:
         flag = await feed.set_killed(environment, key, killed, actor=actor, reason=reason, expected_version=version)
@@ -227,6 +236,9 @@ def _answered(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Re
             return await handler(request)
         except _Refused as exc:
             return _json(exc.status, {"error": {"parameter": exc.parameter, "message": str(exc)}})
+        except (Refused, NotAllowed) as exc:
+            found = refused(exc)
+            return _json(found.problem.status, {"error": {"parameter": "authorization", "message": str(exc)}}, found.headers)
         except FlagUnavailable as exc:
             return _json(503, {"error": {"parameter": None, "message": str(exc)}}, {"Retry-After": "1"})
 

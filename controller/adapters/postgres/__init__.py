@@ -11,6 +11,7 @@ from controller.adapters.postgres.feed import PostgresFlagSource
 from controller.adapters.postgres.flags import PostgresFlags
 from controller.adapters.postgres.heartbeats import PostgresHeartbeats
 from controller.adapters.postgres.outbox import PostgresOutbox
+from controller.adapters.postgres.requests import PostgresRequests
 
 __all__ = [
     "PostgresAudit",
@@ -18,6 +19,7 @@ __all__ = [
     "PostgresFlags",
     "PostgresHeartbeats",
     "PostgresOutbox",
+    "PostgresRequests",
     "app_url",
     "check_schema",
     "create_database",

@@ -31,7 +31,7 @@ from sqlalchemy.types import UserDefinedType
 
 SCHEMA = "penstock"
 
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 """The migration that this release needs (a constant, so that looking costs no import of alembic; a test compares it)."""
 
 CHAIN_LOCK = 5_836_180_420_221_018_417
@@ -187,6 +187,20 @@ heartbeats = Table(
     Column("rollout_id", Text),
     Column("at", DateTime(timezone=True), nullable=False),
     PrimaryKeyConstraint("who", "rollout_id", name="heartbeats_pkey"),
+)
+
+api_requests = Table(
+    "api_requests",
+    metadata,
+    Column("caller", Text),
+    Column("key", Text),
+    Column("fingerprint", Text, nullable=False),
+    Column("taken_at", DateTime(timezone=True), nullable=False),
+    Column("status", Integer),
+    Column("answer", Text),
+    PrimaryKeyConstraint("caller", "key", name="api_requests_pkey"),
+    CheckConstraint("(status IS NULL) = (answer IS NULL)", name="api_requests_answered"),
+    Index("api_requests_taken", "taken_at"),
 )
 
 slack_threads = Table(

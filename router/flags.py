@@ -155,7 +155,6 @@ class FlagClient:
         self._silence_s = spec.stream_silence.total_seconds()
         self._tasks: list[asyncio.Task[None]] = []
         self._heard_at = 0.0
-        self._heard = False
         self._stale = False
         self.polling = False
         self.first_snapshot = asyncio.Event()
@@ -183,8 +182,6 @@ class FlagClient:
             while True:
                 began = loop.time()
                 self.polling = began < stream_after
-                if self._heard:
-                    pause, self._heard = BACKOFF_S[0], False
                 try:
                     if self.polling:
                         await self._snapshot(session, wait_s=LONG_POLL_S)
@@ -195,6 +192,8 @@ class FlagClient:
                     log.warning("flag_stream_unusable", source=self._base, detail=str(exc), polling_for_s=STREAM_AGAIN_S)
                 except (aiohttp.ClientError, OSError, FlagSpecError, SseOverflow, orjson.JSONDecodeError) as exc:
                     # TimeoutError is an OSError.
+                    if loop.time() - began > BACKOFF_S[1]:
+                        pause = BACKOFF_S[0]  # it was well for a while: outages of long ago do not slow this one down
                     log.warning(
                         "flag_source_failed", source=self._base, detail=f"{type(exc).__name__}: {exc}"[:300], again_in_s=pause
                     )
@@ -280,7 +279,7 @@ class FlagClient:
         self.first_snapshot.set()
 
     def _hear(self) -> None:
-        self._heard_at, self._heard = time.monotonic(), True
+        self._heard_at = time.monotonic()
 
     async def _watch(self) -> None:
         """Says once when the source falls silent and once when it is back."""

@@ -233,7 +233,12 @@ def log_agrees_with_flag(facts: Facts) -> Iterator[str]:
 
 
 def chain_intact(facts: Facts) -> Iterator[str]:
-    yield from (p.text for p in facts.chain.problems)
+    """The log is what was written; and a decision that somebody forged for a flag write is found."""
+    forged = {w.decision_id for w in facts.writes if w.foreign and w.decision_id not in _decisions(facts)}
+    told = {i: p for p in facts.chain.problems for i in forged if f"was written by {i}, which no row decided" in p.text}
+    yield from (p.text for p in facts.chain.problems if p not in told.values())
+    posing = {i for i in forged if i.endswith((".advance", ".promote", ".resume"))}
+    yield from (f"{i} is forged, and the verification does not say so" for i in sorted(posing - set(told)))
 
 
 def replay_agrees(facts: Facts) -> Iterator[str]:

@@ -1,13 +1,17 @@
 """The flag client against a real flag server: what comes into force, and what never does."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+import router.flags
 from flagspec import FlagSpecError, Snapshot, flag_to_json
-from router.flags import FlagTable, read_snapshot_file
+from router.flags import FlagClient, FlagTable, read_snapshot_file
+from router.metrics import RouterMetrics
 from router.server import create_app
 from tests.router.harness import FlagServer, Router, Upstream, config, eventually, flag, serve_flags, serve_router
 
@@ -159,3 +163,27 @@ def test_a_static_snapshot_that_cannot_be_used_stops_the_start(tmp_path: Path, c
         read_snapshot_file(path)
     with pytest.raises(FlagSpecError, match=r"flags\.json"):
         create_app(config("http://127.0.0.1:9/v1", flags={"source": "file:flags.json"}), directory=tmp_path)
+
+
+async def test_a_source_that_was_well_for_a_while_is_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router.flags, "BACKOFF_S", (0.01, 0.2))
+    pauses: list[float] = []
+
+    class Log:
+        def warning(self, event: str, **more: Any) -> None:
+            pauses.append(more["again_in_s"])
+
+    monkeypatch.setattr(router.flags, "log", Log())
+    spec_of = config("http://nowhere", flags={"source": "http://nowhere"}).flags
+    assert spec_of is not None
+    client = FlagClient(spec_of, FlagTable("production"), RouterMetrics("production"))
+
+    async def breaks(self: FlagClient, session: object) -> None:
+        await asyncio.sleep(0.5 if len(pauses) == 4 else 0)
+        raise aiohttp.ClientPayloadError("the stream ended")
+
+    monkeypatch.setattr(FlagClient, "_stream", breaks)
+    follow = asyncio.create_task(client._follow())
+    await eventually(lambda: len(pauses) >= 6)
+    follow.cancel()
+    assert pauses[:6] == [0.01, 0.02, 0.04, 0.08, 0.01, 0.02]

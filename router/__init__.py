@@ -17,6 +17,7 @@ One request passes in this direction, and nothing calls back:
     dialect, chat, responses, embeddings  how an answer of each endpoint is judged, and its stream read
     connections  to the providers, kept open between calls
     booking      the books of each attempt
+    budget       what an environment may spend in a day
     redact       what looks like somebody's, taken out of logs and error texts
     request, outcome, sse, usage, errors, metrics, flags, config, logs: what these stand on
 

@@ -8,9 +8,11 @@ every attempt alike in the series of its model.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from router.admission import Permit
 from router.breaker import Verdict, verdict_of
+from router.budget import Budget
 from router.caps import Endpoint
 from router.choose import Recent
 from router.config import RouterConfig
@@ -52,12 +54,22 @@ class RequestKey:
 class Ledger:
     """Prices and providers of all models, what they were like lately, and where to book."""
 
-    def __init__(self, config: RouterConfig, metrics: RouterMetrics, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: RouterConfig,
+        metrics: RouterMetrics,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self.metrics = metrics
         self.clock = clock
         self.recent = {m.name: Recent() for m in config.models}
         self.log_requests = config.log_requests
         self.rates = {m.name: Rates.of(m.price) for m in config.models if m.price is not None}
+        self.now = now
+        self.budget = Budget(config.budgets, config.environment, self.rates)
+        if self.budget.limit_usd is not None:
+            metrics.budget(self.budget.limit_usd, lambda: self.budget.spent_usd(now()))
         self.providers = {m.name: m.provider for m in config.models}
         for model in config.models:
             metrics.model(model.name, model.provider)
@@ -161,13 +173,15 @@ class Attempt:
         if tokens is not None:
             totals.input.inc(tokens.input)
             totals.output.inc(tokens.output)
+        rates = ledger.rates.get(self.model)
+        cost = rates.cost(tokens) if rates is not None and tokens is not None else None
+        if cost is not None and ledger.budget.limit_usd is not None:
+            ledger.budget.spend(cost, ledger.now())
         if self.assigned and self._key.trial:
             series = self._series
             if outcome in ("ok", "timeout"):
                 series.duration.observe(took_s)
-            rates = ledger.rates.get(self.model)
-            if rates is not None and tokens is not None:
-                cost = rates.cost(tokens)
+            if cost is not None:
                 series.cost.inc(cost)
                 series.cost_squared.inc(cost * cost)
                 series.cost_requests.inc()

@@ -1,8 +1,7 @@
 """
 ``router.yaml``: what it may say, and what of it contradicts itself.
 
-Its one rule: every name that is used is defined, so that nothing is found missing by a user's request. Fields whose feature is
-not built yet (budgets) are validated and kept; `not_in_force` names those a file sets.
+Its one rule: every name that is used is defined, so that nothing is found missing by a user's request.
 """
 
 import re
@@ -270,6 +269,14 @@ class Caps(_Spec):
 
 
 class Budget(_Spec):
+    """
+    What one environment may spend in a day (UTC), by each process of the router.
+
+    Args:
+        on_exceed: Go down to a cheaper model, or refuse.
+        downgrade_to: Answers then in place of every model that costs more.
+    """
+
     environment: Name
     per_day: Money
     on_exceed: Literal["downgrade", "refuse"] = "downgrade"
@@ -332,11 +339,6 @@ class RouterConfig(_Spec):
         if problems:
             raise Inconsistent(problems)
         return self
-
-    @property
-    def not_in_force(self) -> list[str]:
-        """Fields of this file that are kept for a feature this version does not have."""
-        return ["budgets"] if self.budgets else []
 
 
 def read_config(path: Path) -> RouterConfig:

@@ -60,7 +60,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.selector = Selector(config)
-        self.ledger = Ledger(config, metrics, clock)
+        self.ledger = Ledger(config, metrics, clock, now)
         self._admission = admission = Admission(config, metrics, clock)
         self._config = config
         endpoints = {p.name: p.endpoints for p in config.providers}
@@ -96,6 +96,12 @@ class Engine:
         plan = self._plan(model, request)
         if plan is None:
             return _unplanned(model_not_found(model))
+        if self.ledger.budget.exceeded(self._now()):
+            within = self.ledger.budget.allowed(plan, self._now())
+            if isinstance(within, ApiError):
+                return _unplanned(within)
+            # Vectors of another model are of no use, however cheap.
+            plan = plan if request.weight.endpoint == "embeddings" else within
         if request.retry:
             self._metrics.retried(plan.route, plan.flag, plan.arm)
         if plan.mirror is None or request.retry:

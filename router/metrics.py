@@ -109,6 +109,8 @@ class RouterMetrics:
         self._breaker_skipped = counter(
             "penstock_breaker_skipped", "Attempts not made because the breaker was open.", "environment", "model"
         )
+        self._budget = gauge("penstock_budget_usd", "What may be spent in a day.", "environment")
+        self._spent = gauge("penstock_budget_spent_usd", "What this process has spent of it since midnight UTC.", "environment")
         self._retries = counter(
             "penstock_client_retries",
             "Requests that a client's library sent again by itself.",
@@ -180,6 +182,10 @@ class RouterMetrics:
     def limited(self, model: str, waiting: Callable[[], int]) -> Counter:
         self._waiting.labels(self.environment, model).set_function(lambda: float(waiting()))
         return self._limited.labels(self.environment, model)
+
+    def budget(self, limit_usd: float, spent_usd: Callable[[], float]) -> None:
+        self._budget.labels(self.environment).set(limit_usd)
+        self._spent.labels(self.environment).set_function(spent_usd)
 
     def retried(self, route: str, flag: str, arm: Arm) -> None:
         self._retries.labels(self.environment, flag, route, arm).inc()

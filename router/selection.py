@@ -54,7 +54,7 @@ class Plan:
         refusal_checked: The first step is the candidate and the second the control, which has the say on whose fault it is when
             the candidate refuses the request.
         reason: Why this arm: `flagspec.Assignment.reason`, or ``no_flag``, ``flag_unseen``, ``direct``, ``drill``, ``auto``,
-            ``preferred``, ``optimized``.
+            ``preferred``, ``optimized``, ``budget``.
     """
 
     route: str
@@ -111,7 +111,7 @@ class Selector:
         if route is None:
             if model not in self._models:
                 return None
-            return _apart("", _steps([model, *(fallbacks or ())]), "direct")
+            return apart("", _steps([model, *(fallbacks or ())]), "direct")
         if flag is None:
             reason = "flag_unseen" if route.flag else "no_flag"
             steps = _chain(route, Step(model=route.default), fallbacks=fallbacks)
@@ -166,7 +166,7 @@ def auto_plan(models: Sequence[str], flags: Iterable[RouteFlag]) -> Plan:
     them is for their flag to say.
     """
     barred = {f.candidate.model for f in flags if f.killed or f.weight < WEIGHT_MAX} - {f.control.model for f in flags}
-    return _apart("", _steps([name for name in models if name not in barred] or models), "auto")
+    return apart("", _steps([name for name in models if name not in barred] or models), "auto")
 
 
 def preferring(plan: Plan, model: str, flag: RouteFlag | None, now: datetime) -> Plan:
@@ -178,7 +178,7 @@ def preferring(plan: Plan, model: str, flag: RouteFlag | None, now: datetime) ->
     if flag is not None and off and model == flag.candidate.model != flag.control.model:
         return plan
     others = [step for step in plan.steps if step.model != model or step.forced]
-    return _apart(plan.route, (Step(model=model), *others), "preferred")
+    return apart(plan.route, (Step(model=model), *others), "preferred")
 
 
 def in_order(plan: Plan, models: Sequence[str], flag: RouteFlag | None) -> Plan:
@@ -192,7 +192,7 @@ def in_order(plan: Plan, models: Sequence[str], flag: RouteFlag | None) -> Plan:
     place = {name: i for i, name in enumerate(models)}
     steps = {step.model: step for step in reversed(plan.steps) if not step.forced and step.model != barred}
     ordered = sorted(steps.values(), key=lambda step: place.get(step.model, len(place)))
-    return _apart(plan.route, (*ordered, *(step for step in plan.steps if step.forced)), "optimized")
+    return apart(plan.route, (*ordered, *(step for step in plan.steps if step.forced)), "optimized")
 
 
 def unit_of(kind: str, user: str | None, header: str | None, authorization: str | None, request_id: str) -> str | None:
@@ -239,7 +239,7 @@ def _step(variant: Variant) -> Step:
     return Step(model=variant.model, params=variant.params)
 
 
-def _apart(route: str, steps: tuple[Step, ...], reason: str) -> Plan:
+def apart(route: str, steps: tuple[Step, ...], reason: str) -> Plan:
     """A request that no flag has assigned: nothing of it is booked for an arm of one."""
     return Plan(route=route, flag="", arm="baseline", steps=steps, mirror=None, reason=reason)
 

@@ -239,5 +239,3 @@ def _say_what_is_missing(config: RouterConfig, environ: Mapping[str, str]) -> No
             log.warning("api_key_missing", provider=provider.name, env=provider.api_key_env)
     if config.drills and not environ.get(config.drills.token_env, "").strip():
         log.warning("drill_token_missing", env=config.drills.token_env)
-    if config.not_in_force:
-        log.warning("config_not_in_force", fields=config.not_in_force)

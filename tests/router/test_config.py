@@ -24,7 +24,7 @@ routes:
 
 def test_a_small_file_is_enough_and_the_rest_has_defaults() -> None:
     config = parse_text(RouterConfig, GOOD)
-    assert (config.listen, config.environment, config.flags, config.not_in_force) == ("127.0.0.1:8421", "production", None, [])
+    assert (config.listen, config.environment, config.flags) == ("127.0.0.1:8421", "production", None)
     assert RouterConfig.model_validate_json(config.model_dump_json(by_alias=True)) == config
 
 
@@ -70,11 +70,6 @@ def test_says_what_is_wrong_and_where(old: str, new: str, problem: str) -> None:
         parse_text(RouterConfig, GOOD.replace(old, new, 1), "router.yaml")
     assert f"router.yaml:{problem}" in str(refused.value)
     assert len(refused.value.problems) == 1
-
-
-def test_features_that_are_not_built_yet_are_kept_and_named() -> None:
-    config = parse_text(RouterConfig, GOOD + "budgets: [{environment: production, per_day: 5 USD, on_exceed: refuse}]\n")
-    assert config.not_in_force == ["budgets"]
 
 
 @pytest.mark.parametrize(("text", "parts"), [("127.0.0.1:0", ("127.0.0.1", 0)), ("[::1]:8421", ("::1", 8421))])

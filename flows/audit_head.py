@@ -10,6 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from controller.ports import PortError
+from controller.sweep import beat
 from controller.wiring import publish_head
 from flows.context import controller
 
@@ -24,6 +25,8 @@ def audit_head() -> State[None]:
         except PortError as exc:
             log.error("%s", exc)
             return Failed(message=str(exc))
+        if not done.broken:
+            beat(c.ports, "audit-head")
     if done.broken:
         log.error("%s", done.broken)
         return Failed(name="Broken", message=done.broken)

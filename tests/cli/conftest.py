@@ -60,7 +60,7 @@ def rollout_yaml(tmp_path: Path) -> Path:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
     """The command line with nothing running."""
-    for name in ("DATABASE_URL", "PROMETHEUS_URL", "ROUTER_URL", "SLACK_TOKEN", "GROUPS", "LISTEN"):
+    for name in ("DATABASE_URL", "FLAGS_DATABASE_URL", "PROMETHEUS_URL", "ROUTER_URL", "SLACK_TOKEN", "GROUPS", "LISTEN"):
         monkeypatch.delenv(f"PENSTOCK_{name}", raising=False)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PENSTOCK_HOME", str(tmp_path / "home"))

@@ -107,7 +107,12 @@ class Caller:
         attempt.own_key, attempt.whole_time = not target.forward_authorization, time.full
         attempt.sent()
         call = self._stream if request.stream else self._json
-        return await call(request, step, fit, target, attempt, key, time)
+        try:
+            return await call(request, step, fit, target, attempt, key, time)
+        except BaseException:
+            # Whatever this was: its place before the model is free again.
+            attempt.permit.close("unclear")
+            raise
 
     async def _json(
         self, request: Request, step: Step, fit: Fit, target: Target, attempt: Attempt, key: RequestKey, time: Slice
@@ -138,12 +143,15 @@ class Caller:
             return _booked(attempt, _judged(failed, target, request))
         attempt.first_token()
         events = self._events(stream, attempt, key, request)
+        # Begun here: a generator that nobody has begun does nothing when it is closed, and the client may leave at any moment.
+        await anext(events)
         return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, events=events)
 
     async def _events(self, stream: Stream, attempt: Attempt, key: RequestKey, request: Request) -> AsyncGenerator[bytes, None]:
         """The stream to the client; however it ends, it is booked once and its connection is dealt with."""
         ended = False
         try:
+            yield b""
             yield stream.head
             async for chunk in stream:
                 if stream.finished:

@@ -178,6 +178,38 @@ async def test_a_client_that_leaves_while_it_waits_gives_its_turn_back(upstream:
         assert (await router.ask()).status == 200
 
 
+async def test_a_client_that_leaves_before_the_first_byte_of_its_stream_gives_its_place_back(upstream: Upstream) -> None:
+    async with serve_router(limited(upstream, concurrency=1, max_wait="20s")) as router:
+        body = b'{"model": "old", "messages": [], "stream": true}'
+        arrived, left = [{"type": "http.request", "body": body}], asyncio.Event()
+
+        async def receive() -> Any:
+            if arrived:
+                return arrived.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_message: Any) -> None:
+            left.set()  # a client that has stopped reading, and then goes
+            await asyncio.Event().wait()
+
+        await router.app({"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}, receive, send)
+        labels = {"flag": "", "route": "", "streaming": "true", "arm": "baseline", "model": "old"}
+        assert router.metric("penstock_requests_total", **labels, outcome="cancelled") == 1
+        async with asyncio.timeout(5):
+            assert (await router.ask("old")).status == 200
+
+
+async def test_a_bug_gives_its_place_back(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve_router(limited(upstream, concurrency=1, max_wait="20s")) as router:
+        with monkeypatch.context() as broken:
+            broken.setattr("router.caller.reasoned", lambda *_, **__: {"x": object()})
+            got = await router.ask("old")
+            assert (got.status, "object" in got.text) == (500, False)
+        async with asyncio.timeout(5):
+            assert (await router.ask("old")).status == 200
+
+
 async def test_patience_ends_and_says_so(upstream: Upstream) -> None:
     upstream.script["old"] = upstream.hang
     async with serve_router(limited(upstream, concurrency=1, max_wait="20ms")) as router:

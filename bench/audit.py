@@ -158,7 +158,7 @@ def a_day(gates: int) -> list[Entry]:
     arm = Behaviour(rps=20.0)
     told = {"no-sev1": 0.0, "fallback-exercised": 1.0, "candidate-reports": 1000.0}
     says: dict[str, Measurement] = {name: _sampled(total, now[0]) for name, total in told.items()}
-    metrics = _Asked(says=says, exposure=1.0, candidate=arm, baseline=arm)
+    metrics = _Asked(says=says, candidate=arm, baseline=arm)
     ports = Ports(audit=audit, index=audit, flags=flags, metrics=metrics)
     rollout = commands.start(plan, codec.plan_digest(plan), ports, actor="bench", key="bench")
     for _ in range(96):

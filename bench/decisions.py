@@ -56,7 +56,7 @@ def _looker(*, moving: bool) -> Callable[[], object]:
     # bench stands outside the controller and drives it only here, to measure it.
     from controller import codec, commands
     from controller.adapters.memory import Behaviour, MemoryAudit, MemoryFlags, MemoryMetrics
-    from controller.core.measurement import Counts, Sampled
+    from controller.core.measurement import Counts, Measurement, Sampled
     from controller.core.plan import (
         Gate,
         MeanIncrease,
@@ -70,7 +70,7 @@ def _looker(*, moving: bool) -> Callable[[], object]:
         Silence,
     )
     from controller.core.traffic import Question, TrafficRead, questions_of
-    from controller.ports import Measured, Ports, Scope
+    from controller.ports import Planned, Ports, Scope
     from controller.tick import Outcome, tick
     from flagspec import Variant
 
@@ -82,14 +82,17 @@ def _looker(*, moving: bool) -> Callable[[], object]:
         def __init__(self) -> None:
             arm = Behaviour(rps=20.0)
             silence = Sampled(candidate=Counts(bad=0.0, total=1000.0), baseline=Counts(bad=0.0, total=1000.0))
-            self.source = MemoryMetrics(says={"candidate-reports": silence}, exposure=1.0, candidate=arm, baseline=arm)
+            self.source = MemoryMetrics(says={"candidate-reports": silence}, candidate=arm, baseline=arm)
             self.made: list[TrafficRead] = []
 
-        def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
+        def measure(self, gates: Sequence[Gate], scope: Scope) -> tuple[Measurement, ...]:
             return self.source.measure(gates, scope)
 
         def traffic(self, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
             return self.made.pop() if self.made else self.source.traffic(questions, scope, ledger)
+
+        def together(self, planned: Sequence[Planned]) -> "tuple[Made, int]":
+            return self, len(planned)
 
     now = [datetime(2026, 1, 5, tzinfo=UTC)]
     plan = Plan(

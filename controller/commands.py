@@ -20,7 +20,6 @@ from controller.core.rollout import (
     Baking,
     Check,
     Entry,
-    LogError,
     Observed,
     Opened,
     Overridden,
@@ -32,6 +31,7 @@ from controller.core.rollout import (
     replay,
 )
 from controller.ports import AuditUnavailable, FlagHeld, NewEntry, PortError, Ports, SeqTaken, UnknownRollout
+from controller.standing import standings
 from flagspec import WEIGHT_MAX, Variant
 
 
@@ -100,11 +100,9 @@ def check_start(plan: Plan, ports: Ports) -> None:
         CommandRefused: the flag serves something else than the plan's baseline, or is killed.
         FlagHeld: another rollout holds the flag.
     """
-    for other in ports.index.active():
-        try:
-            held = replay(ports.audit.entries(other)).plan
-        except (LogError, PortError):
-            continue  # another rollout's broken log; whether it holds this flag, the log itself refuses at the first row
+    # One whose log cannot be read is left out; whether it holds this flag, the log itself refuses at the first row.
+    for other, rollout in standings(ports.index.active(), ports.audit, ports.standings).items():
+        held = rollout.plan
         if (held.environment, held.flag) == (plan.environment, plan.flag):
             raise FlagHeld(f"flag {plan.flag!r} in {plan.environment} is held by rollout {other}; end that one first")
     flag = ports.flags.read(plan.environment, plan.flag)

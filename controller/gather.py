@@ -6,6 +6,7 @@ case. Its one rule: the audit log is the only memory. What is kept between looks
 a look without it comes to the same numbers.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -16,8 +17,8 @@ from controller.core.gates import GateResult, judge_all
 from controller.core.measurement import Counted, Counts, Measurement, NoData, QueryFailed, Sampled
 from controller.core.plan import Gate, Plan, SampleRatio
 from controller.core.rollout import AwaitingApproval, Baking, Gathered, Observed, Pending, Rollout, settled_of
-from controller.core.traffic import REQUESTS, Reading, TrafficRead, question_of
-from controller.ports import AuditUnavailable, MetricSource, Scope, Texts
+from controller.core.traffic import REQUESTS, Reading, TrafficRead, columns_of, question_of, questions_of
+from controller.ports import AuditUnavailable, MetricSource, Planned, Scope, Texts
 from controller.shelf import CaseShelf, Shelved
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Look:
         since: When it began.
         at: Of the look.
         measurements: By gate, in the plan's order.
-        exposure: Requests that the candidate answered; None when not measured.
+        exposure: Requests that the candidate answered, as far as it is recorded; None before the first.
         shelved: The case and what it took; None where no traffic was asked for or none ever came.
     """
 
@@ -67,11 +68,62 @@ class Look:
 
     def observed(self, results: tuple[GateResult, ...]) -> Observed:
         """What the row holds of it, with the `results` of all gates."""
-        gathered = None
+        gathered, exposure = None, None
         if self.shelved is not None:
             text = readings_to_text(self.shelved.readings)
             gathered = Gathered(before=self.shelved.before, traffic=text, after=self.shelved.case.text())
-        return Observed(at=self.at, measurements=self.measurements, results=results, exposure=self.exposure, gathered=gathered)
+            exposure = (self.exposure or 0.0) + _exposed(self.plan, self.shelved.readings)
+        return Observed(at=self.at, measurements=self.measurements, results=results, exposure=exposure, gathered=gathered)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Aim:
+    """What a look at a rollout is about: a phase, when it began, its gates, and whose traffic is asked for."""
+
+    phase: int
+    since: datetime
+    gates: tuple[Gate, ...]
+    scope: Scope
+
+    @property
+    def asked(self) -> tuple[Gate, ...]:
+        """The gates that are not judged from traffic."""
+        return tuple(g for g in self.gates if question_of(g) is None and not isinstance(g, SampleRatio))
+
+
+def _aim(rollout: Rollout, now: datetime) -> _Aim | None:
+    """None before the first phase."""
+    plan, settled = rollout.plan, settled_of(rollout.state)
+    if settled is None or isinstance(settled, Pending) or settled.phase is None:
+        return None
+    assert isinstance(settled, Baking | AwaitingApproval)
+    phase, since = settled.phase, settled.since
+    arm = "candidate" if plan.phases[phase].live_weight else "shadow"
+    return _Aim(phase=phase, since=since, gates=plan.gates_of(phase), scope=scope_of(rollout, arm, since, now))
+
+
+def planned(rollout: Rollout, audit: Texts, shelf: CaseShelf, now: datetime) -> Planned | None:
+    """
+    What `gather` is going to ask the metric source; the case that it goes on from is on the shelf afterwards.
+
+    Returns:
+        None where it asks nothing that others could ask as well.
+
+    Raises:
+        AuditUnavailable: the recorded case cannot be read.
+    """
+    aim = _aim(rollout, now)
+    if aim is None:
+        return None
+    at_hand = shelf.take(rollout.id, rollout.evidence)
+    if at_hand is None:
+        case, before, odd = _recorded(rollout.plan, rollout.evidence, audit)
+        if odd:
+            return None
+        at_hand = Shelved(recorded=rollout.evidence, before=before, case=case, readings=())
+    ledger = at_hand.case.ledger
+    shelf.put(rollout.id, at_hand)
+    return Planned(gates=aim.asked, questions=at_hand.case.questions, scope=aim.scope, ledger=ledger)
 
 
 def gather(rollout: Rollout, audit: Texts, metrics: MetricSource, shelf: CaseShelf, now: datetime) -> Look:
@@ -88,21 +140,15 @@ def gather(rollout: Rollout, audit: Texts, metrics: MetricSource, shelf: CaseShe
     Raises:
         AuditUnavailable: the recorded case cannot be read.
     """
-    plan, settled = rollout.plan, settled_of(rollout.state)
-    if settled is None or isinstance(settled, Pending) or settled.phase is None:
+    plan, aim = rollout.plan, _aim(rollout, now)
+    if aim is None:
         gates, since = plan.gates_before_start(), rollout.opened_at
-        if not gates:
-            return Look(plan=plan, phase=0, since=since, at=now)
-        measured = metrics.measure(gates, scope_of(rollout, "candidate", since, now))
-        found = tuple(zip((g.name for g in gates), measured.measurements, strict=True))
-        return Look(plan=plan, phase=0, since=since, at=now, measurements=found, exposure=measured.exposure)
-    assert isinstance(settled, Baking | AwaitingApproval)
-    phase, since = settled.phase, settled.since
-    gates = plan.gates_of(phase)
-    scope = scope_of(rollout, "candidate" if plan.phases[phase].live_weight else "shadow", since, now)
-    asked = tuple(g for g in gates if question_of(g) is None and not isinstance(g, SampleRatio))
-    measured = metrics.measure(asked, scope)
-    seen = dict(zip((g.name for g in asked), measured.measurements, strict=True))
+        measured = metrics.measure(gates, scope_of(rollout, "candidate", since, now)) if gates else ()
+        found = tuple(zip((g.name for g in gates), measured, strict=True))
+        return Look(plan=plan, phase=0, since=since, at=now, measurements=found)
+    phase, since = aim.phase, aim.since
+    asked = aim.asked
+    seen = dict(zip((g.name for g in asked), metrics.measure(asked, aim.scope), strict=True))
 
     recorded = rollout.evidence
     at_hand = shelf.take(rollout.id, recorded)
@@ -111,7 +157,7 @@ def gather(rollout: Rollout, audit: Texts, metrics: MetricSource, shelf: CaseShe
         readings: tuple[Reading, ...] = ()
     else:
         case, before, odd, readings = at_hand.case, at_hand.before, "", at_hand.readings
-    read = metrics.traffic(case.questions, scope, case.ledger)
+    read = metrics.traffic(case.questions, aim.scope, case.ledger)
     if read.traffic is not None:
         reading = Reading(phase=phase, since=since, traffic=read.traffic)
         try:
@@ -121,18 +167,18 @@ def gather(rollout: Rollout, audit: Texts, metrics: MetricSource, shelf: CaseShe
         except Exception as exc:  # numbers that the engine cannot take: the gates that count are in error, all others are judged
             read = replace(read, traffic=None, failure=f"what was counted cannot be judged: {type(exc).__name__}: {exc}")
             (case, before, _), readings = _recorded(plan, recorded, audit), ()
-    seen |= counted(gates, replace(read, traffic=None, failure=odd) if odd else read, case)
-    shelved = Shelved(recorded=recorded, before=before, case=case, readings=readings) if readings else None
-    if shelved is not None:
+    seen |= counted(aim.gates, replace(read, traffic=None, failure=odd) if odd else read, case)
+    shelved = Shelved(recorded=recorded, before=before, case=case, readings=readings)
+    if readings or not odd:
         shelf.put(rollout.id, shelved)
     return Look(
         plan=plan,
         phase=phase,
         since=since,
         at=now,
-        measurements=tuple((g.name, seen[g.name]) for g in gates),
-        exposure=measured.exposure,
-        shelved=shelved,
+        measurements=tuple((g.name, seen[g.name]) for g in aim.gates),
+        exposure=rollout.exposure,
+        shelved=shelved if readings else None,
     )
 
 
@@ -152,6 +198,13 @@ def _recorded(plan: Plan, recorded: str, audit: Texts) -> tuple["Case", str, str
     except Exception as exc:  # lost, changed, of another release: whatever is wrong with it, it is the same to the candidate
         text = f"the recorded evidence cannot be read and is begun anew: {type(exc).__name__}: {exc}"
         return Case.of(plan, ""), "", text
+
+
+def _exposed(plan: Plan, readings: Sequence[Reading]) -> float:
+    """Requests that the candidate answered in these readings; mirrored ones expose nobody."""
+    total = columns_of(questions_of(plan)[:1], {}).index(f"{REQUESTS}:total")
+    live = (r.traffic.beats for r in readings if plan.phases[r.phase].live_weight)
+    return math.fsum(beat.candidate[total] for beats in live for beat in beats)
 
 
 def counted(gates: Sequence[Gate], read: TrafficRead, case: "Case") -> dict[str, Measurement]:

@@ -32,7 +32,7 @@ from controller.core.notice import Notice
 from controller.core.plan import Gate
 from controller.core.rollout import Entry, Event
 from controller.core.traffic import Question, TrafficRead
-from controller.shelf import CaseShelf
+from controller.shelf import CaseShelf, Mark, StandingShelf
 from flagspec import RouteFlag, Variant
 
 
@@ -118,6 +118,22 @@ class Texts(Protocol):
         """As `AuditLog.text`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """
+    What a rollout's log has that a reader has not.
+
+    Args:
+        entries: In order of `seq`, without their measurements, which no replay needs.
+        whole: They begin with row 1, because the marked row is not there (any more: the database was restored from a backup).
+        mark: Of the last row there is.
+    """
+
+    entries: tuple[Entry, ...]
+    whole: bool
+    mark: Mark
+
+
 class HeadSource(Protocol):
     """The end of the log's hash chain, whose publication elsewhere makes it binding."""
 
@@ -148,6 +164,20 @@ class AuditLog(HeadSource, Protocol):
 
         Raises:
             UnknownRollout: there are none.
+            AuditUnavailable: they cannot be read.
+        """
+
+    def news(self, known: Mapping[str, Mark]) -> Mapping[str, News]:
+        """
+        The rows after those that are known, of any number of rollouts at once.
+
+        Args:
+            known: By rollout.
+
+        Returns:
+            By rollout. One that does not exist, or whose rows this release cannot read, is left out: `entries` says why.
+
+        Raises:
             AuditUnavailable: they cannot be read.
         """
 
@@ -291,6 +321,14 @@ class FlagStore(Protocol):
     def read(self, environment: str, key: str) -> RouteFlag | None:
         """None when there is no such flag. Raises FlagUnavailable."""
 
+    def read_all(self, wanted: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], RouteFlag]:
+        """
+        Flags by environment and key, those that exist; one that cannot be read is left out, too, and `read` says why.
+
+        Raises:
+            FlagUnavailable: none can be read.
+        """
+
     def write(self, change: FlagChange, expected_version: int) -> RouteFlag:
         """
         Write if the flag is at `expected_version` (0: it does not exist yet).
@@ -361,17 +399,19 @@ class Scope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """One measurement per gate, in the gates' order, and the exposure (requests) or None when it could not be read."""
+class Planned:
+    """What a look is going to ask a metric source: of `measure` and of `traffic`."""
 
-    measurements: tuple[Measurement, ...]
-    exposure: float | None
+    gates: Sequence[Gate]
+    questions: Sequence[Question]
+    scope: Scope
+    ledger: Mapping[str, Any]
 
 
 class MetricSource(Protocol):
-    def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
+    def measure(self, gates: Sequence[Gate], scope: Scope) -> tuple[Measurement, ...]:
         """
-        What is the case at `scope.at`: the gates that are no statistics (events, alerts, silence).
+        What is the case at `scope.at`, one measurement for each gate: those that are no statistics (events, alerts, silence).
 
         Never raises for anything the source does: that is a QueryFailed measurement.
         """
@@ -386,6 +426,19 @@ class MetricSource(Protocol):
             ledger: Of the last reading of this rollout; empty for the first one, which also brings the baseline's history.
 
         Never raises for anything the source does: that is a TrafficRead without traffic.
+        """
+
+    def together(self, planned: Sequence[Planned]) -> tuple["MetricSource", int]:
+        """
+        A source that answers as this one does, and has asked at once what it could of what these looks are going to ask.
+
+        Args:
+            planned: Of one moment (`Scope.at`).
+
+        Returns:
+            It, and for how many of the looks, from the first: as many as can be held at a time.
+
+        Never raises for anything the source does: what failed fails the looks that ask for it.
         """
 
 
@@ -516,7 +569,7 @@ class Ports:
 
     Args:
         heartbeats: None where nobody watches whether others look.
-        shelf: This process's own; it saves reading, and losing it changes nothing.
+        shelf, standings: This process's own; they save reading, and losing them changes nothing.
         drills: None where no router or no token is known.
     """
 
@@ -525,5 +578,6 @@ class Ports:
     flags: FlagStore
     metrics: MetricSource
     shelf: CaseShelf = field(default_factory=CaseShelf)
+    standings: StandingShelf = field(default_factory=StandingShelf)
     drills: Drills | None = None
     heartbeats: Heartbeats | None = None

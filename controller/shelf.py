@@ -1,21 +1,57 @@
 """
-Cases at hand between two looks of one process, so that a guard need not read them from the log every few seconds.
+What one process keeps at hand between two looks, so that a guard need not read it from the log every few seconds: cases, and where rollouts stand.
 
-It stands beside `controller.gather`, which fills it. Its one rule: losing it costs time and nothing else.
+It stands beside `controller.gather` and `controller.standing`, which fill it. Its one rule: losing it costs time and nothing else.
 """
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from controller.core.rollout import Rollout
 from controller.core.traffic import Reading
 
 if TYPE_CHECKING:  # the engine brings numpy, which commands that judge nothing do without
     from controller.core.evidence.case import Case
 
-SHELVED = 64
-"""Cases kept at hand: one for each rollout that is looked at."""
+SHELVED = 2_048
+"""Cases and rollouts kept at hand: one of each for each rollout that is looked at. A process with more rollouts reads the oldest again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """
+    The last row of a rollout that somebody has read.
+
+    Args:
+        seq: Its number; 0 for none.
+        token: What the log said of it, to be given back; "" for none.
+    """
+
+    seq: int = 0
+    token: str = ""
+
+
+class StandingShelf:
+    """Where rollouts stood, and up to which row; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, tuple[Rollout, Mark]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(self, ids: Iterable[str]) -> dict[str, tuple[Rollout, Mark]]:
+        with self._lock:
+            return {i: self._known[i] for i in ids if i in self._known}
+
+    def put(self, found: Mapping[str, tuple[Rollout, Mark]]) -> None:
+        with self._lock:
+            for rollout_id, known in found.items():
+                self._known[rollout_id] = known
+                self._known.move_to_end(rollout_id)
+            while len(self._known) > SHELVED:
+                self._known.popitem(last=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,5 +94,6 @@ class CaseShelf:
     def put(self, rollout_id: str, shelved: Shelved) -> None:
         with self._lock:
             self._cases[rollout_id] = shelved
+            self._cases.move_to_end(rollout_id)
             while len(self._cases) > SHELVED:
                 self._cases.popitem(last=False)

@@ -19,11 +19,12 @@ from controller.core.decide import decide
 from controller.core.decision import Decision, Hold, RollBack, Why, lowers
 from controller.core.exercise import Exercise, exercises
 from controller.core.gates import GateResult
-from controller.core.rollout import Applied, AwaitingApproval, Entry, FlagRead, Moving, Rollout, fence_id, replay, step
+from controller.core.rollout import Applied, AwaitingApproval, Entry, FlagRead, Moving, Rollout, fence_id, step
 from controller.crash import Point, reached
 from controller.gather import Look, gather
 from controller.ports import AuditUnavailable, Drills, FlagConflict, Heartbeats, PortError, Ports, SeqTaken, Texts
 from controller.shelf import CaseShelf
+from controller.standing import standing
 from flagspec import RouteFlag
 
 DRILLS_MAX = 10
@@ -69,7 +70,28 @@ class Tick:
     drifted: bool = False
 
 
-def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force: bool = False, dry_run: bool = False) -> Tick:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """
+    What was read for a look together with that of others, a little before it.
+
+    That the log or the flag has gone on since costs a look and nothing else: rows and flags are written only if they are as they were read.
+    """
+
+    rollout: Rollout
+    flag: RouteFlag | None
+
+
+def tick(
+    rollout_id: str,
+    ports: Ports,
+    now: datetime,
+    *,
+    may_raise: bool,
+    force: bool = False,
+    dry_run: bool = False,
+    seen: Seen | None = None,
+) -> Tick:
     """
     Args:
         rollout_id: Which rollout.
@@ -78,12 +100,13 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
         may_raise: True for the gate check, False for the guard.
         force: Check although the gate check is not due yet.
         dry_run: Decide, but settle and commit nothing.
+        seen: What was read already.
 
     Raises:
         UnknownRollout, AuditUnavailable, FlagUnavailable: nothing was decided, or (FlagUnavailable) not confirmed yet.
         LogError: the audit log contradicts itself.
     """
-    rollout = replay(ports.audit.entries(rollout_id))
+    rollout = standing(rollout_id, ports.audit, ports.standings) if seen is None else seen.rollout
     reached(Point.LOG_READ)
     if rollout.ended:
         return Tick(outcome=Outcome.ENDED, rollout=rollout)
@@ -91,7 +114,10 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
         return Tick(outcome=Outcome.NOTHING_DUE, rollout=rollout)
 
     actor = "gate-check" if may_raise else "guard"
-    flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
+    if seen is None or (seen.flag is not None and seen.flag.lease is not None):  # a lease may have been renewed since
+        flag = ports.flags.read(rollout.plan.environment, rollout.plan.flag)
+    else:
+        flag = seen.flag
     reached(Point.FLAG_READ)
     if dry_run:
         return _dry_run(rollout, flag, ports, now, may_raise=may_raise)
@@ -111,18 +137,18 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
 
     drifted = isinstance(convergence, Drift)
 
-    seen, judged = observe(rollout, ports, now), rollout.phase
+    found, judged = observe(rollout, ports, now), rollout.phase
     reached(Point.MEASURED)
-    if not may_raise and not seen.struck:
+    if not may_raise and not found.struck:
         # Without a breach that acts, the statistical gates cannot make a guard lower: only the others can.
-        quick = seen.results(counted=False)
+        quick = found.results(counted=False)
         decision = decide(rollout, convergence, quick, now, may_raise=False)
         if _is_quiet(decision):
             renew(rollout, flag, convergence, ports)
             return Tick(
                 outcome=Outcome.QUIET, rollout=rollout, decision=decision, results=quick, phase_judged=judged, drifted=drifted
             )
-    results = seen.results()
+    results = found.results()
     decision = decide(rollout, convergence, results, now, may_raise=may_raise)
     if not may_raise and _is_quiet(decision):
         renew(rollout, flag, convergence, ports)
@@ -132,7 +158,7 @@ def tick(rollout_id: str, ports: Ports, now: datetime, *, may_raise: bool, force
 
     reached(Point.DECIDED)
     source = "gate_check" if may_raise else "guard"
-    observed = seen.observed(results)
+    observed = found.observed(results)
     if not isinstance(convergence, InStep):
         # What the log does not explain must be in the row for the decision to be computed again.
         observed = replace(observed, found=FlagRead(flag=flag, at=leases_clock))

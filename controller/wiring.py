@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from controller import crash
 from controller.commands import CommandRefused
-from controller.core.measurement import QueryFailed
+from controller.core.measurement import Measurement, QueryFailed
 from controller.core.people import Caller, NotAllowed, claimed
 from controller.core.plan import Gate, Plan
 from controller.core.traffic import Question, TrafficRead
 from controller.people import PeopleFile
-from controller.ports import Drills, Measured, MetricSource, Notifier, Outbox, Ports, RequestLog, Scope
+from controller.ports import Drills, MetricSource, Notifier, Outbox, Planned, Ports, RequestLog, Scope
 from controller.publish import Published, publish
 from controller.settings import Settings, SettingsError
 from specfile import SpecError
@@ -43,11 +43,14 @@ class Controller:
 class NoMetrics:
     """The metric source where none is named: nothing can be measured, so nothing can pass."""
 
-    def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
-        return Measured(measurements=tuple(QueryFailed(reason=NO_PROMETHEUS) for _ in gates), exposure=None)
+    def measure(self, gates: Sequence[Gate], scope: Scope) -> tuple[Measurement, ...]:
+        return tuple(QueryFailed(reason=NO_PROMETHEUS) for _ in gates)
 
     def traffic(self, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
         return TrafficRead(traffic=None, failure=NO_PROMETHEUS)
+
+    def together(self, planned: Sequence[Planned]) -> tuple["NoMetrics", int]:
+        return self, len(planned)
 
 
 @contextmanager

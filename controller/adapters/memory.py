@@ -26,13 +26,15 @@ from controller.ports import (
     FlagHeld,
     FlagKilled,
     Letter,
-    Measured,
     NewEntry,
+    News,
+    Planned,
     Scope,
     SeqTaken,
     UnknownFlag,
     UnknownRollout,
 )
+from controller.shelf import Mark
 from flagspec import RouteFlag
 
 Clock = Callable[[], datetime]
@@ -63,6 +65,16 @@ class MemoryAudit:
         if rollout_id not in self.rows:
             raise UnknownRollout(f"no rollout {rollout_id!r}")
         return self.rows[rollout_id]
+
+    def news(self, known: Mapping[str, Mark]) -> Mapping[str, News]:
+        found = {}
+        for rollout_id, mark in known.items():
+            if not (rows := self.rows.get(rollout_id)):
+                continue
+            whole = mark.seq == 0 or mark.seq > len(rows) or str(rows[mark.seq - 1].at) != mark.token
+            last = Mark(seq=len(rows), token=str(rows[-1].at))
+            found[rollout_id] = News(entries=tuple(rows if whole else rows[mark.seq :]), whole=whole, mark=last)
+        return found
 
     def entry(self, rollout_id: str, seq: int) -> Entry:
         rows = self.entries(rollout_id)
@@ -161,6 +173,9 @@ class MemoryFlags:
 
     def read(self, environment: str, key: str) -> RouteFlag | None:
         return self.flags.get((environment, key))
+
+    def read_all(self, wanted: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], RouteFlag]:
+        return {of: self.flags[of] for of in wanted if of in self.flags}
 
     def write(self, change: FlagChange, expected_version: int) -> RouteFlag:
         current = self.flags.get((change.environment, change.key))
@@ -272,20 +287,18 @@ class MemoryMetrics:
 
     Args:
         says: Measurements by gate name, by default nothing.
-        exposure: Requests that the candidate answered.
         candidate, baseline: What the arms do; None for an arm without any series.
         failure: Why no traffic can be read; "" if it can.
     """
 
     says: dict[str, Measurement] = field(default_factory=dict)
-    exposure: float | None = None
     candidate: Behaviour | None = None
     baseline: Behaviour | None = None
     failure: str = ""
 
-    def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
+    def measure(self, gates: Sequence[Gate], scope: Scope) -> tuple[Measurement, ...]:
         silent = NoData(reason="nothing was put into the in-memory source")
-        return Measured(measurements=tuple(self.says.get(g.name, silent) for g in gates), exposure=self.exposure)
+        return tuple(self.says.get(g.name, silent) for g in gates)
 
     def traffic(self, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
         evidence = {q.key: (Evidence(query=f"memory({q.key})", at=scope.at, answer="", digest=""),) for q in questions}
@@ -317,6 +330,9 @@ class MemoryMetrics:
             absent=self._absent(questions),
         )
         return TrafficRead(traffic=traffic, ledger={"at": (ends[-1] if ends else first) * step_s}, evidence=evidence)
+
+    def together(self, planned: Sequence[Planned]) -> tuple["MemoryMetrics", int]:
+        return self, len(planned)
 
     def _absent(self, questions: Sequence[Question]) -> dict[str, tuple[str, ...]]:
         arms = tuple(n for n, arm in (("candidate", self.candidate), ("baseline", self.baseline)) if arm is None)

@@ -200,7 +200,7 @@ def _measured(plan: Plan, metrics: MetricSource, scope: Scope) -> dict[str, Meas
     asked = tuple(g for g in plan.gates if question_of(g) is None and not isinstance(g, Silence | SampleRatio))
     if not asked:
         return {}
-    return dict(zip((g.name for g in asked), metrics.measure(asked, scope).measurements, strict=True))
+    return dict(zip((g.name for g in asked), metrics.measure(asked, scope), strict=True))
 
 
 def _scope(plan: Plan, since: datetime, at: datetime, arms: Mapping[str, Mapping[str, str]] | None) -> Scope:

@@ -45,7 +45,7 @@ ARMS = ("candidate", "baseline")
 
 def ask(server: FaultServer, gate: Gate, scope: Scope = SCOPE, timeout_s: float = 5.0) -> Measurement:
     measured = PrometheusSource(server.url, timeout_s=timeout_s).measure([gate], scope)
-    return measured.measurements[0]
+    return measured[0]
 
 
 def failed(measurement: Measurement) -> QueryFailed:
@@ -107,12 +107,11 @@ def test_a_healthy_answer_becomes_counts_with_its_evidence_verbatim() -> None:
 def test_every_distinct_question_is_asked_once_at_one_time() -> None:
     with fault_server(healthy) as server:
         measured = PrometheusSource(server.url).measure([SILENCE, FALLBACK, SEV1, OWN, SILENCE, SEV1], SCOPE)
-    assert all(isinstance(m, Sampled) for m in measured.measurements)
-    # Requests and freshness, fallbacks, alerts, the queue, exposure.
-    assert len(server.asked) == 6
-    assert len({a["query"] for a in server.asked}) == 6
+    assert all(isinstance(m, Sampled) for m in measured)
+    # Requests and freshness, fallbacks, alerts, the queue.
+    assert len(server.asked) == 5
+    assert len({a["query"] for a in server.asked}) == 5
     assert {a["time"] for a in server.asked} == {f"{AT.timestamp():.3f}"}
-    assert measured.exposure == 40.0
 
 
 def test_a_statistical_gate_is_not_measured_here() -> None:
@@ -151,7 +150,7 @@ def test_fallbacks_and_exposure_are_counted_since_the_rollout_was_opened() -> No
 def test_a_password_in_the_address_goes_into_the_header_and_nowhere_else() -> None:
     with fault_server(always(http("401 Unauthorized", "no"))) as server:
         url = server.url.replace("http://", "http://reader:s3cret@")
-        seen = failed(PrometheusSource(url).measure([SILENCE], SCOPE).measurements[0])
+        seen = failed(PrometheusSource(url).measure([SILENCE], SCOPE)[0])
     assert server.asked[0]["header:authorization"] == "Basic cmVhZGVyOnMzY3JldA=="
     assert "HTTP status 401" in seen.reason
     assert "s3cret" not in repr(seen)
@@ -175,8 +174,7 @@ def test_a_server_that_is_down_fails_every_gate_and_says_so() -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
     measured = PrometheusSource(f"http://127.0.0.1:{port}").measure(EVERY_KIND, SCOPE)
-    assert all("cannot be reached" in failed(m).reason and str(port) in failed(m).reason for m in measured.measurements)
-    assert measured.exposure is None
+    assert all("cannot be reached" in failed(m).reason and str(port) in failed(m).reason for m in measured)
 
 
 def hang(asked: Asked, write: Callable[[bytes], None], over: threading.Event) -> None:
@@ -200,7 +198,7 @@ def test_a_server_without_end_is_given_up_at_the_deadline(slow: Reply) -> None:
     with fault_server(slow) as server:
         before = threading.active_count()
         measured = PrometheusSource(server.url, timeout_s=0.4).measure(EVERY_KIND, SCOPE)
-        assert all("no complete answer within 0.4 s" in failed(m).reason for m in measured.measurements)
+        assert all("no complete answer within 0.4 s" in failed(m).reason for m in measured)
         # The threads that still read have had their sockets shut under them.
         for thread in [t for t in threading.enumerate() if t.name.startswith("prometheus")]:
             thread.join(5)
@@ -213,8 +211,8 @@ def test_one_question_that_hangs_does_not_take_the_others_with_it() -> None:
 
     with fault_server(reply) as server:
         measured = PrometheusSource(server.url, timeout_s=0.6).measure([SEV1, SILENCE], SCOPE)
-    assert "no complete answer" in failed(measured.measurements[0]).reason
-    assert isinstance(measured.measurements[1], Sampled)
+    assert "no complete answer" in failed(measured[0]).reason
+    assert isinstance(measured[1], Sampled)
 
 
 # --- answers that are refusals --------------------------------------------------------------------------------------------------
@@ -254,8 +252,8 @@ def test_an_answer_that_is_none_fails_and_says_what_came_instead(answer: bytes, 
     assert reason in seen.reason
     assert seen.evidence[0].note
     assert "\x00" not in seen.evidence[0].answer
-    # Asked once: requests by outcome, freshness and exposure, no retries.
-    assert len(server.asked) == 3
+    # Asked once: requests by outcome and freshness, no retries.
+    assert len(server.asked) == 2
 
 
 def test_a_redirect_is_not_followed() -> None:
@@ -338,8 +336,7 @@ def test_an_alert_query_without_a_number_is_not_zero_alerts() -> None:
 def test_an_empty_answer_is_no_data_for_every_gate_that_needs_the_candidate() -> None:
     with fault_server(lambda asked, write, over: write(vector(asked))) as server:
         measured = PrometheusSource(server.url).measure(EVERY_KIND, SCOPE)
-    assert all(isinstance(m, NoData) for m in measured.measurements), measured
-    assert measured.exposure is None
+    assert all(isinstance(m, NoData) for m in measured), measured
 
 
 BASELINE_ONLY = [({"penstock": "baseline:total:1"}, "500")]
@@ -380,8 +377,7 @@ def test_a_window_of_fewer_than_four_scrapes_is_no_data_and_asks_nothing(seconds
     )
     with fault_server(healthy) as server:
         measured = PrometheusSource(server.url).measure([SILENCE, FALLBACK], scope)
-    assert all(isinstance(m, NoData) and "window shorter than four scrapes" in m.reason for m in measured.measurements)
-    assert measured.exposure is None
+    assert all(isinstance(m, NoData) and "window shorter than four scrapes" in m.reason for m in measured)
     assert server.asked == []
 
 
@@ -402,7 +398,7 @@ def test_a_name_that_is_none_is_never_asked_with(changed: dict[str, str], reason
     scope = Scope(**parts, recent=timedelta(minutes=15), since=SCOPE.since, opened_at=SCOPE.opened_at, at=AT)
     with fault_server(healthy) as server:
         measured = PrometheusSource(server.url).measure([SILENCE], scope)
-    assert failed(measured.measurements[0]).reason.startswith(reason)
+    assert failed(measured[0]).reason.startswith(reason)
     assert all("or vector(1) #" not in a["query"] and ".*" not in a["query"] for a in server.asked)
 
 
@@ -435,8 +431,8 @@ def test_an_unknown_profile_names_those_that_there_are() -> None:
 def test_an_unknown_profile_of_a_plan_fails_the_gates_that_need_one() -> None:
     with fault_server(healthy) as server:
         measured = PrometheusSource(server.url).measure([SILENCE, SEV1], replace(SCOPE, profile="langfuse"))
-    assert "no profile 'langfuse'" in failed(measured.measurements[0]).reason
-    assert isinstance(measured.measurements[1], Sampled)
+    assert "no profile 'langfuse'" in failed(measured[0]).reason
+    assert isinstance(measured[1], Sampled)
 
 
 # --- doctor ---------------------------------------------------------------------------------------------------------------------

@@ -290,20 +290,19 @@ class TestLiteLlm:
         assert (seen["cost_per_request:amount"], seen["cost_per_request:count"]) == ((5, 15), (10, 30))
         assert (seen["fallback_success:bad"], seen["fallback_success:total"]) == ((0, 0), (0.5 * 22 / 40, 0))
 
-    def test_fallbacks_silence_and_exposure_are_measured(self, source: PrometheusSource) -> None:
+    def test_fallbacks_and_silence_are_measured(self, source: PrometheusSource) -> None:
         gates = (AtLeast(name="f", indicator="fallbacks", times=1, by_phase="p"), Silence())
         measured = source.measure(gates, scope("litellm"))
-        fallbacks, silence = measured.measurements
+        fallbacks, silence = measured
         assert isinstance(fallbacks, Sampled) and fallbacks.candidate.total == pytest.approx(0.5 * 22, rel=0.1)
         assert isinstance(silence, Sampled) and silence.baseline is not None
         # Five minutes at ten and thirty a scrape.
         assert (silence.candidate.total, silence.baseline.total) == (pytest.approx(200, rel=0.01), pytest.approx(600, rel=0.01))
-        assert measured.exposure == pytest.approx(10 * 40, rel=0.02)
 
     def test_series_that_are_born_with_their_first_event_are_seen(self, source: PrometheusSource) -> None:
         gates = (AtLeast(name="f", indicator="fallbacks", times=1, by_phase="p"), Silence())
         seen = scope("litellm", baseline="gpt-4.1", candidate="gpt-5-mini")
-        fallbacks, silence = source.measure(gates, seen).measurements
+        fallbacks, silence = source.measure(gates, seen)
         # One fallback, and forty requests of forty users: a series each, none of which ever grew.
         assert isinstance(fallbacks, Sampled) and fallbacks.candidate.total == 1.0
         assert isinstance(silence, Sampled) and silence.candidate.total == 40.0
@@ -402,14 +401,14 @@ class TestCustom:
         both = AtMost(name="q2", indicator="custom", times=5, promql={"value": "gw_queue"})
         none = AtMost(name="q3", indicator="custom", times=5, promql={"value": "gw_nothing"})
         measured = source.measure((Silence(), queue, both, none), seen)
-        silence, one, two, nothing = measured.measurements
+        silence, one, two, nothing = measured
         assert isinstance(silence, Sampled) and silence.candidate.total == pytest.approx(200, rel=0.01)
         assert isinstance(one, Sampled) and one.candidate.total == 3.0
         assert isinstance(two, QueryFailed) and "2 series where one number was expected" in two.reason
         assert isinstance(nothing, NoData)
 
     def test_without_what_counts_requests_nothing_can_be_measured(self, source: PrometheusSource) -> None:
-        seen = source.measure((Silence(),), scope("custom", arms=ARMS)).measurements[0]
+        seen = source.measure((Silence(),), scope("custom", arms=ARMS))[0]
         assert isinstance(seen, QueryFailed)
         assert "metrics.requests" in seen.reason
 

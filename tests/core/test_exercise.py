@@ -219,7 +219,7 @@ class Planes:
     def __post_init__(self) -> None:
         good = Behaviour(rps=20.0, bad={"error_ratio": 0.001})
         self.audit, self.flags = MemoryAudit(clock=lambda: self.now), MemoryFlags(clock=lambda: self.now)
-        self.metrics = MemoryMetrics(candidate=good, baseline=good, exposure=1.0)
+        self.metrics = MemoryMetrics(candidate=good, baseline=good)
         self.count(0)
         self.ports = Ports(
             audit=self.audit,

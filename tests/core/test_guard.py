@@ -15,11 +15,12 @@ from controller import logs
 from controller.core.decision import Why
 from controller.core.evidence.case import Case
 from controller.core.gates import Verdict
+from controller.core.measurement import Measurement
 from controller.core.plan import Gate
 from controller.core.rollout import Entry, LogError, replay
 from controller.core.traffic import Question, Reading, TrafficRead
 from controller.guard import guard
-from controller.ports import AuditUnavailable, Measured, Ports, Scope, TextLost
+from controller.ports import AuditUnavailable, Planned, Ports, Scope, TextLost
 from controller.tick import tick
 from tests.simulation.world import BEAT, World, a_plan
 
@@ -95,13 +96,16 @@ def test_a_rollout_is_looked_at_on_its_own_beat_and_not_in_every_round() -> None
     real = world.ports()
 
     class Counted:
-        def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
+        def measure(self, gates: Sequence[Gate], scope: Scope) -> tuple[Measurement, ...]:
             nonlocal looks
             looks += 1
             return real.metrics.measure(gates, scope)
 
         def traffic(self, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
             return real.metrics.traffic(questions, scope, ledger)
+
+        def together(self, planned: Sequence[Planned]) -> "tuple[Counted, int]":
+            return self, len(planned)
 
     ports = Ports(audit=real.audit, index=world.audit, flags=world.flags, metrics=Counted())
     guard(ports, timedelta(seconds=15), Rounds(20), monotonic=lambda: float(next(clock)))

@@ -25,7 +25,7 @@ class Story:
         self.audit = MemoryAudit(clock=lambda: self.now)
         flags = MemoryFlags(clock=lambda: self.now)
         reports = Sampled(candidate=Counts(bad=0, total=500), baseline=Counts(bad=0, total=9500))
-        self.metrics = MemoryMetrics(says={"candidate-reports": reports}, exposure=12.0, baseline=BASELINE)
+        self.metrics = MemoryMetrics(says={"candidate-reports": reports}, baseline=BASELINE)
         self.ports = Ports(audit=self.audit, index=self.audit, flags=flags, metrics=self.metrics)
         plan = Plan(
             name="chat",
@@ -67,7 +67,7 @@ def test_a_rollback_is_told_in_one_sentence_with_numbers_time_and_exposure() -> 
     last = story.told[-1]
     assert last.level is Level.ALARM
     assert last.text.startswith("errors: 40% of ")
-    assert last.text.endswith(", limit 1%; rolled back to 0% after 15 s in canary, 12 requests exposed")
+    assert last.text.endswith(", limit 1%; rolled back to 0% after 15 s in canary, 75 requests exposed")
     rows = story.audit.rows[story.id]
     decided = [e for e in rows if isinstance(e.event, Decided)][-1]
     assert account_of(decided, rows) == last.text

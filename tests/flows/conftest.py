@@ -40,7 +40,7 @@ class World:
         self.client, self.runner = client, runner
         self.now = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
         self.audit = MemoryAudit(clock=lambda: self.now)
-        self.metrics = MemoryMetrics(exposure=1234.0)
+        self.metrics = MemoryMetrics()
         self.ports = Ports(audit=self.audit, index=self.audit, flags=MemoryFlags(clock=lambda: self.now), metrics=self.metrics)
         settings = Settings(home=Path("unused"))
         self.controller = Controller(settings=settings, ports=self.ports, outbox=self.audit, notifier=Silent())

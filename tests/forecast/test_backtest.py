@@ -9,11 +9,11 @@ import pytest
 
 from controller.adapters.memory import Behaviour, MemoryMetrics
 from controller.core.gates import Verdict
-from controller.core.measurement import Counts, Sampled
+from controller.core.measurement import Counts, Measurement, Sampled
 from controller.core.plan import AtMost, GateMode, Plan
 from controller.core.traffic import Question, TrafficRead
 from controller.forecast.backtest import Backtest, NothingRecorded, backtest
-from controller.ports import Measured, Scope
+from controller.ports import Scope
 from tests.forecast.plans import CANARY, ERRORS, FULL, P95, P95_LIMIT, SHADOW, a_plan
 
 SINCE = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
@@ -129,7 +129,7 @@ def test_measurements_are_asked_for_at_each_look_only_where_a_gate_needs_them() 
     class Counting(MemoryMetrics):
         asked = 0
 
-        def measure(self, gates: Sequence[Any], scope: Scope) -> Measured:
+        def measure(self, gates: Sequence[Any], scope: Scope) -> tuple[Measurement, ...]:
             Counting.asked += 1
             return super().measure(gates, scope)
 

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from controller.core.rollout import Decided, Entry, Gathered
+from controller.core.rollout import Decided, Entry, Gathered, LogError, replay
 from controller.ports import FlagHeld, Letter, NotifierRefused, SeqTaken, UnknownRollout
+from controller.shelf import Mark, StandingShelf
+from controller.standing import standing, standings
 from tests.ports.conftest import World
 from tests.ports.events import applied, decided, hold, notice, opened, roll_back
 
@@ -173,3 +175,57 @@ def test_a_letter_that_was_not_tried_is_due_again_at_once(world: World) -> None:
         (letter,) = world.audit.due(1)
         world.audit.back(letter)
     assert len(world.audit.due(1)) == 1
+
+
+def test_news_are_the_rows_after_the_last_one_known_of_each_rollout(world: World) -> None:
+    for rollout_id, flag in (("r1", "chat-model"), ("r2", "other-flag")):
+        world.audit.append(opened(rollout_id, flag), None)
+    first = world.audit.news({"r1": Mark(), "r2": Mark(), "r9": Mark()})
+    assert {i: [e.seq for e in n.entries] for i, n in first.items()} == {"r1": [1], "r2": [1]}
+    assert all(n.whole for n in first.values())
+    world.audit.append(hold("r1", 2), None)
+    world.audit.append(hold("r1", 3), None)
+    second = world.audit.news({i: n.mark for i, n in first.items()})
+    assert {i: [e.seq for e in n.entries] for i, n in second.items()} == {"r1": [2, 3], "r2": []}
+    assert not any(n.whole for n in second.values())
+    assert second["r2"].mark == first["r2"].mark and second["r1"].mark.seq == 3
+    assert world.audit.news({}) == {}
+
+
+def test_news_begin_anew_where_the_known_row_is_another_one(world: World) -> None:
+    world.audit.append(opened("r1"), None)
+    world.audit.append(hold("r1", 2), None)
+    mark = world.audit.news({"r1": Mark()})["r1"].mark
+    for odd in (Mark(seq=2, token="another"), Mark(seq=7, token=mark.token)):
+        news = world.audit.news({"r1": odd})["r1"]
+        assert news.whole and [e.seq for e in news.entries] == [1, 2] and news.mark == mark
+
+
+def test_where_a_rollout_stands_is_the_same_from_the_shelf_and_from_the_whole_log(world: World) -> None:
+    shelf = StandingShelf()
+    up, down = decided("r1", 2), roll_back("r1", 6)
+    rows = [opened("r1"), up, applied("r1", 3, up), hold("r1", 4), hold("r1", 5), down, applied("r1", 7, down)]
+    for n, row in enumerate(rows, 1):
+        world.audit.append(row, None)  # by whomever: the shelf hears of it at the next reading
+        if n not in (2, 5):  # sometimes several rows at once
+            assert (
+                standing("r1", world.audit, shelf)
+                == replay(world.audit.entries("r1"))
+                == standing("r1", world.audit, StandingShelf())
+            )
+    assert standing("r1", world.audit, shelf).ended
+    with pytest.raises(UnknownRollout):
+        standing("r9", world.audit, shelf)
+
+
+def test_a_log_that_contradicts_itself_is_left_out_and_says_so_when_it_is_asked_for_alone(world: World) -> None:
+    shelf = StandingShelf()
+    world.audit.append(opened("r1"), None)
+    world.audit.append(opened("r2", "other-flag"), None)
+    assert set(standings(["r1", "r2"], world.audit, shelf)) == {"r1", "r2"}
+    world.audit.append(decided("r1", 2), None)
+    world.audit.append(hold("r1", 3), None)  # while an advance is on its way
+    for _ in range(2):
+        assert set(standings(["r1", "r2", "r9"], world.audit, shelf)) == {"r2"}
+        with pytest.raises(LogError, match="r1/3"):
+            standing("r1", world.audit, shelf)

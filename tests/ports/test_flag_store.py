@@ -121,6 +121,14 @@ def test_flags_of_another_environment_are_left_alone(world: World) -> None:
     assert world.flags.read("production", "chat-model").weight == 1_000
 
 
+def test_many_flags_are_read_at_once_and_one_that_is_not_there_is_left_out(world: World) -> None:
+    chat = world.flags.write(change(1_000), 0)
+    other = world.flags.write(change(2_000, key="other-flag"), 0)
+    wanted = [("production", "other-flag"), ("production", "unheard-of"), ("staging", "chat-model"), ("production", "chat-model")]
+    assert world.flags.read_all(wanted) == {("production", "chat-model"): chat, ("production", "other-flag"): other}
+    assert world.flags.read_all([]) == {}
+
+
 # --- leases -------------------------------------------------------------------------------------------------------------------------
 
 

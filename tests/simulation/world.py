@@ -34,8 +34,8 @@ from controller.core.plan import (
 )
 from controller.core.rollout import Applied, Approved, Decided, Entry, replay
 from controller.core.traffic import Question, TrafficRead
-from controller.ports import AuditUnavailable, FlagChange, FlagUnavailable, Measured, NewEntry, PortError, Ports, Scope
-from controller.shelf import CaseShelf
+from controller.ports import AuditUnavailable, FlagChange, FlagUnavailable, NewEntry, News, Planned, PortError, Ports, Scope
+from controller.shelf import CaseShelf, Mark, StandingShelf
 from controller.tick import tick
 from flagspec import RouteFlag, Variant
 from tests.recheck import assert_replays
@@ -133,7 +133,8 @@ class World:
     strangers: int = 0
     seen: list[str] = field(default_factory=list)
     shelf: CaseShelf = field(default_factory=CaseShelf)
-    """Of the one process that most looks are made in; a crash empties it."""
+    standings: StandingShelf = field(default_factory=StandingShelf)
+    """Both of the one process that most looks are made in; a crash empties them."""
 
     def __post_init__(self) -> None:
         WORLDS.append(self)
@@ -144,7 +145,9 @@ class World:
 
     def ports(self) -> Ports:
         audit = _Audit(self)
-        return Ports(audit=audit, index=self.audit, flags=_Flags(self), metrics=_Metrics(self), shelf=self.shelf)
+        return Ports(
+            audit=audit, index=self.audit, flags=_Flags(self), metrics=_Metrics(self), shelf=self.shelf, standings=self.standings
+        )
 
     def call(self, effect: Callable[[], T], unavailable: Callable[[str], Exception]) -> T:
         fault = self.faults.pop(0) if self.faults else Fault.NONE
@@ -221,7 +224,7 @@ class World:
         except PortError:
             return "failed"
         except Crash:
-            self.shelf = CaseShelf()
+            self.shelf, self.standings = CaseShelf(), StandingShelf()
             return "crashed"
 
     def quarters(self, count: int, *, guarded: bool = False) -> None:
@@ -327,6 +330,9 @@ class _Audit:
     def entries(self, rollout_id: str) -> Sequence[Entry]:
         return self.world.call(lambda: self.world.audit.entries(rollout_id), AuditUnavailable)
 
+    def news(self, known: Mapping[str, Mark]) -> Mapping[str, News]:
+        return self.world.call(lambda: self.world.audit.news(known), AuditUnavailable)
+
     def entry(self, rollout_id: str, seq: int) -> Entry:
         return self.world.audit.entry(rollout_id, seq)
 
@@ -344,6 +350,9 @@ class _Flags:
 
     def read(self, environment: str, key: str) -> RouteFlag | None:
         return self.world.call(lambda: self.world.flags.read(environment, key), FlagUnavailable)
+
+    def read_all(self, wanted: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], RouteFlag]:
+        return self.world.call(lambda: self.world.flags.read_all(wanted), FlagUnavailable)
 
     def write(self, change: FlagChange, expected_version: int) -> RouteFlag:
         def effect() -> RouteFlag:
@@ -374,11 +383,14 @@ class _Flags:
 class _Metrics:
     world: World
 
-    def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
-        return Measured(measurements=tuple(says(self.world.truth, scope) for _ in gates), exposure=7.0)
+    def measure(self, gates: Sequence[Gate], scope: Scope) -> tuple[Measurement, ...]:
+        return tuple(says(self.world.truth, scope) for _ in gates)
 
     def traffic(self, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
         return ARMS[self.world.truth].traffic(questions, scope, ledger)
+
+    def together(self, planned: Sequence[Planned]) -> tuple["_Metrics", int]:
+        return self, len(planned)
 
 
 def _arms(candidate: Behaviour | None, baseline: Behaviour | None = BASELINE) -> MemoryMetrics:

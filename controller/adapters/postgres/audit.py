@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -18,12 +19,16 @@ from typing import Any
 
 import psycopg
 from sqlalchemy import (
+    ARRAY,
     Connection,
     Engine,
+    Integer,
     RowMapping,
     Select,
+    Text,
     and_,
     bindparam,
+    case,
     delete,
     func,
     insert,
@@ -56,7 +61,8 @@ from controller.core.chain import GENESIS, Head
 from controller.core.notice import Notice
 from controller.core.rollout import Abandoned, Applied, Entry, Opened
 from controller.crash import Point, reached
-from controller.ports import AuditUnavailable, FlagHeld, NewEntry, SeqTaken, TextLost, UnknownRollout
+from controller.ports import AuditUnavailable, FlagHeld, NewEntry, News, SeqTaken, TextLost, UnknownRollout
+from controller.shelf import Mark
 
 ENDING = frozenset({"promote", "roll_back", "abort"})
 """Decisions whose confirmation ends the rollout."""
@@ -160,6 +166,38 @@ class PostgresAudit(PostgresOutbox):
             while len(self._known) > CACHED_ROLLOUTS:
                 self._known.popitem(last=False)
         return entries
+
+    def news(self, known: Mapping[str, Mark]) -> Mapping[str, News]:
+        read = self._read_news({i: m.seq for i, m in known.items()})
+        # Not there any more as it was: the database was restored from a backup.
+        odd = [i for i, m in known.items() if m.seq and (i not in read or read[i][0]["hash"] != m.token)]
+        read |= self._read_news(dict.fromkeys(odd, 0)) if odd else {}
+        found = {}
+        for rollout_id, rows in read.items():
+            whole = known[rollout_id].seq == 0 or rollout_id in odd
+            with suppress(AuditUnavailable):
+                entries = tuple(_entry(row, bare=True) for row in (rows if whole else rows[1:]))
+                found[rollout_id] = News(entries=entries, whole=whole, mark=Mark(seq=rows[-1]["seq"], token=rows[-1]["hash"]))
+        return found
+
+    def _read_news(self, after: Mapping[str, int]) -> dict[str, list[RowMapping]]:
+        """Rows from the last known one on; of that one, whose event is known, only what tells it."""
+        pairs = (
+            func.unnest(bindparam("ids", list(after), ARRAY(Text)), bindparam("seqs", list(after.values()), ARRAY(Integer)))
+            .table_valued("rollout_id", "seq", name="known")
+            .render_derived()
+        )
+        event = case((audit.c.seq > pairs.c.seq, audit.c.event)).label("event")
+        query = (
+            select(audit.c.rollout_id, audit.c.seq, audit.c.at, audit.c.actor, event, audit.c.hash)
+            .join(pairs, and_(audit.c.rollout_id == pairs.c.rollout_id, audit.c.seq >= pairs.c.seq))
+            .order_by(audit.c.rollout_id, audit.c.seq)
+        )
+        found: dict[str, list[RowMapping]] = {}
+        with translated(AuditUnavailable, f"reading the logs of {len(after)} rollouts"), self._engine.connect() as connection:
+            for row in connection.execute(query).mappings():
+                found.setdefault(row["rollout_id"], []).append(row)
+        return found
 
     def entry(self, rollout_id: str, seq: int) -> Entry:
         """
@@ -358,9 +396,9 @@ class PostgresAudit(PostgresOutbox):
         raise AuditUnavailable(f"writing row {key}: {reason(exc)}; it was not written") from exc
 
 
-def _entry(row: Mapping[Any, Any], answers: Mapping[str, str] | None = None) -> Entry:
+def _entry(row: Mapping[Any, Any], answers: Mapping[str, str] | None = None, *, bare: bool = False) -> Entry:
     try:
-        event = unpack(row["event"], answers)
+        event = unpack(row["event"], answers, bare=bare)
     except CodecError as exc:
         raise AuditUnavailable(f"row {row['rollout_id']}/{row['seq']} cannot be read by this release: {exc}") from exc
     return Entry(rollout_id=row["rollout_id"], seq=row["seq"], at=row["at"].astimezone(UTC), actor=row["actor"], event=event)

@@ -6,13 +6,29 @@ another version, and a raise that comes after it is refused. What a stranger mad
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 import orjson
 import structlog
-from sqlalchemy import Connection, Engine, and_, bindparam, case, func, literal, not_, null, select, text, update
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    Engine,
+    Text,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal,
+    not_,
+    null,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 
 from controller.adapters.postgres.errors import translated
@@ -57,6 +73,24 @@ class PostgresFlags:
     def read(self, environment: str, key: str) -> RouteFlag | None:
         with translated(FlagUnavailable, f"reading flag {key!r} in {environment}"), self._engine.connect() as connection:
             return self._read(connection, environment, key)
+
+    def read_all(self, wanted: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], RouteFlag]:
+        pairs = (
+            func.unnest(
+                bindparam("environments", [e for e, _ in wanted], ARRAY(Text)),
+                bindparam("keys", [k for _, k in wanted], ARRAY(Text)),
+            )
+            .table_valued("environment", "key", name="wanted")
+            .render_derived()
+        )
+        query = select(flags).join(pairs, and_(flags.c.environment == pairs.c.environment, flags.c.key == pairs.c.key))
+        with translated(FlagUnavailable, f"reading {len(wanted)} flags"), self._engine.connect() as connection:
+            rows = connection.execute(query).mappings().all()
+        found = {}
+        for row in rows:
+            with suppress(FlagUnavailable):
+                found[row["environment"], row["key"]] = _flag(row)
+        return found
 
     def write(self, change: FlagChange, expected_version: int) -> RouteFlag:
         with (

@@ -68,16 +68,19 @@ def pack(event: Event) -> Packed:
     return Packed(event=_ascii(data), answers=tuple(answers[d] for d in sorted(answers)))
 
 
-def unpack(event: str, answers: Mapping[str, str] | None = None) -> Event:
+def unpack(event: str, answers: Mapping[str, str] | None = None, *, bare: bool = False) -> Event:
     """
     Args:
         event: As stored.
+        bare: Leave out the measurements, most of an event, which no replay needs.
         answers: Raw answers by digest, to put in the place of their references; None leaves the references.
 
     Raises:
         CodecError: it was written by a release that this one does not know.
     """
     data = json.loads(event)
+    if bare and isinstance(observed := data.get("observed"), dict):
+        observed["measurements"] = []
     if answers:
         for holder, key in _long_texts(data):
             holder[key] = answers.get(holder[key].removeprefix(REFERENCE), holder[key])

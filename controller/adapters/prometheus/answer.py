@@ -129,21 +129,27 @@ def _series(element: object, at_s: float) -> Series:
 
 
 def _track(element: object, latest_ms: int) -> Track:
-    match element:
-        case {"histograms": _, **rest}:
-            raise Untrusted(f"native histograms where counters were expected: {_shown(rest.get('metric'))}")
-        case {"metric": dict() as labels, "values": list() as values}:
-            pass
-        case _:
-            raise Untrusted(f"an element that is no series: {_shown(element)}")
-    if not all(isinstance(v, str) for v in labels.values()):
-        raise Untrusted(f"labels that are no text: {_shown(labels)}")
+    # Plain loops: this runs for every series of every look.
+    if type(element) is not dict:
+        raise Untrusted(f"an element that is no series: {_shown(element)}")
+    labels, values = element.get("metric"), element.get("values")
+    if "histograms" in element:
+        raise Untrusted(f"native histograms where counters were expected: {_shown(labels)}")
+    if type(labels) is not dict or type(values) is not list:
+        raise Untrusted(f"an element that is no series: {_shown(element)}")
+    for label in labels.values():
+        if type(label) is not str:
+            raise Untrusted(f"labels that are no text: {_shown(labels)}")
+    points: dict[int, float] = {}
     try:
-        points = {round(time_s * 1000): float(text) for time_s, text in values}
+        for time_s, text in values:
+            if type(text) is not str:
+                raise Untrusted(f"values that are no text among those of {_shown(labels)}")
+            points[round(time_s * 1000)] = float(text)
+    except Untrusted:
+        raise
     except (TypeError, ValueError, OverflowError) as exc:
         raise Untrusted(f"samples that are none among those of {_shown(labels)}: {_shown(exc)}") from exc
-    if not all(type(text) is str for _, text in values):
-        raise Untrusted(f"values that are no text among those of {_shown(labels)}")
     if len(points) < len(values) or max(points, default=0) > latest_ms:
         raise Untrusted(f"a sample that is there twice, or of a time after the one that was asked for: {_shown(labels)}")
     return Track(labels=labels, points=points)

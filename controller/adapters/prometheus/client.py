@@ -11,8 +11,8 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -40,6 +40,9 @@ LARGE_MAX = 32 * 1024 * 1024
 """Bytes of an answer about traffic: raw counters, each at several times. Ten routers with three routes are 12,000 series: 3 MB of
 labels."""
 
+JOINT_MAX = 256 * 1024 * 1024
+"""Bytes of an answer that is for many rollouts. How many are asked for at once is chosen so that it stays far below."""
+
 READ_MAX = 4 * 1024 * 1024
 """Bytes that are read, for the digest, beyond those that are accepted."""
 
@@ -64,16 +67,20 @@ class Ask:
         at: When it is evaluated.
         matrix: It is answered with series over time and not with one value each.
         large: It is about every single series: the answer may be long.
+        raw: It is for many rollouts, and not read here: `Answer.body` is what came.
     """
 
     query: str
     at: datetime
     matrix: bool = False
     large: bool = False
+    raw: bool = False
 
     @property
     def answer_max(self) -> int:
         """Bytes that are accepted."""
+        if self.raw:
+            return JOINT_MAX
         return LARGE_MAX if self.large else ANSWER_MAX
 
 
@@ -85,6 +92,8 @@ class Answer:
         tracks: The same of a matrix.
         failure: "" for a usable answer.
         too_long: It was refused for its length.
+        status: HTTP status; 0 if none came.
+        body: Of a `raw` question.
         evidence: The question and the answer, verbatim; of a long answer the beginning.
     """
 
@@ -92,6 +101,8 @@ class Answer:
     tracks: tuple[Track, ...] = ()
     failure: str
     too_long: bool = False
+    status: int = 0
+    body: bytes = b""
     evidence: Evidence
 
 
@@ -143,18 +154,25 @@ class PrometheusClient:
         Returns:
             An answer for each question, within the deadline; never raises for anything that the server does.
         """
+        return dict(self.each(asks, timeout_s=timeout_s or self.timeout_s, workers=WORKERS))
+
+    def each(self, asks: Sequence[Ask], *, timeout_s: float, workers: int) -> Iterator[tuple[Ask, Answer]]:
+        """As `ask_all`, one after the other as they come; an answer is kept here no longer than until it is given."""
         if not asks:
-            return {}
-        budget_s = timeout_s or self.timeout_s
-        deadline = time.monotonic() + budget_s
+            return
+        deadline = time.monotonic() + timeout_s
         sockets = _Sockets()
         session = _Session(self.base_url, sockets)
-        pool = ThreadPoolExecutor(max_workers=min(WORKERS, len(asks)), thread_name_prefix="prometheus")
+        pool = ThreadPoolExecutor(max_workers=min(workers, len(asks)), thread_name_prefix="prometheus")
         try:
             connect = self._connect(session)
-            futures = {a: pool.submit(self._ask_one, connect, session, a, deadline, budget_s) for a in dict.fromkeys(asks)}
-            wait(futures.values(), timeout=max(0.0, deadline - time.monotonic()))
-            return {a: self._collect(a, future, budget_s) for a, future in futures.items()}
+            open_ = {pool.submit(self._ask_one, connect, session, a, deadline, timeout_s): a for a in dict.fromkeys(asks)}
+            while open_:
+                done, _ = wait(open_, timeout=max(0.0, deadline - time.monotonic()), return_when=FIRST_COMPLETED)
+                for future in done or list(open_):
+                    ask = open_.pop(future)
+                    yield ask, self._collect(ask, future, timeout_s)
+                    del future
         finally:
             sockets.shut()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -206,10 +224,8 @@ class PrometheusClient:
             params = {"time": f"{ask.at.timestamp():.3f}", "timeout": f"{max(int(left_s * 900), 1)}ms"}
             connect.custom_query(ask.query, params=params, timeout=left_s)
             raw = session.seen()
-            if not raw.too_long and ask.matrix:
-                tracks = read_matrix(raw.body, ask.at.timestamp())
-            elif not raw.too_long:
-                series = read_vector(raw.body, ask.at.timestamp())
+            if not raw.too_long and not ask.raw:
+                series, tracks = _read(ask, raw.body)
         except PrometheusApiClientException:
             failure = _refusal(session.seen())
         except Untrusted as exc:
@@ -230,6 +246,8 @@ class PrometheusClient:
             tracks=tracks,
             failure=failure and f"Prometheus at {self.base_url}: {failure}",
             too_long=too_long,
+            status=raw.status,
+            body=raw.body if ask.raw and not failure else b"",
             evidence=_evidence(ask, raw, failure),
         )
 
@@ -244,6 +262,29 @@ class PrometheusClient:
     def _late(self, ask: Ask, budget_s: float) -> Answer:
         failure = f"no complete answer within {budget_s:.3g} s"
         return Answer(failure=f"Prometheus at {self.base_url}: {failure}", evidence=_evidence(ask, _Raw(), failure))
+
+
+def read_part(ask: Ask, body: bytes) -> Answer:
+    """The answer that a question would have had by itself, from its part of a joint one."""
+    failure = ""
+    series: tuple[Series, ...] = ()
+    tracks: tuple[Track, ...] = ()
+    if too_long := len(body) > ask.answer_max:
+        failure = f"an answer of more than {ask.answer_max} bytes"
+    else:
+        try:
+            series, tracks = _read(ask, body)
+        except Untrusted as exc:
+            failure = str(exc)
+    evidence = _evidence(ask, _Raw(body=body, digest=sha256(body).hexdigest(), too_long=too_long), failure)
+    return Answer(series=series, tracks=tracks, failure=failure, too_long=too_long, status=200, evidence=evidence)
+
+
+def _read(ask: Ask, body: bytes) -> tuple[tuple[Series, ...], tuple[Track, ...]]:
+    """Raises Untrusted."""
+    if ask.matrix:
+        return (), read_matrix(body, ask.at.timestamp())
+    return read_vector(body, ask.at.timestamp()), ()
 
 
 class _Session(requests.Session):

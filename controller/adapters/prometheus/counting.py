@@ -7,8 +7,8 @@ comes in the first beat that can be counted again.
 
 For each question there is one query at an ordinary look, whatever the number of gates that ask it; one more where a phase begins
 (the values that counting begins with), six or so at the very first look (the baseline's past), and one or two where something
-looks odd. A query names its counters and tags them, so the questions of several rollouts that have a step in common could be one
-query, with the rollout in the tag; what is read here for one question does not depend on what else was asked.
+looks odd. The beats of several rollouts may have been asked for together (`wishes`, `joint`); what is read here for one question
+does not depend on what else was asked.
 """
 
 import time
@@ -19,6 +19,7 @@ from typing import Any
 from controller.adapters.prometheus import promql
 from controller.adapters.prometheus.client import Answer, Ask, PrometheusClient
 from controller.adapters.prometheus.inquiry import Inquiry, check_exists
+from controller.adapters.prometheus.joint import Form, JointClient, Wish
 from controller.adapters.prometheus.memory import Kept, Memory
 from controller.adapters.prometheus.past import History, PastUnread, read_past
 from controller.adapters.prometheus.profile import NotAskable, Profile
@@ -56,7 +57,7 @@ class Clock:
 class Counting:
     """One reading. It has so much time, whatever it asks."""
 
-    def __init__(self, client: PrometheusClient, clock: Clock) -> None:
+    def __init__(self, client: PrometheusClient | JointClient, clock: Clock) -> None:
         self._client = client
         self._clock = clock
         self._ends = time.monotonic() + READING_TIMES * client.timeout_s
@@ -91,6 +92,35 @@ class Counting:
                 if ms(scope.at) - ms(scope.since) < HISTORY_PATIENCE_MS:
                     return _failed(inquiries, str(exc), ledger)
         return _read(inquiries, scope, times, history, self._clock)
+
+    def wishes(self, profile: Profile, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> list[Wish]:
+        """What an ordinary reading asks: nothing of one where a phase begins, whose questions depend on what the first ones bring."""
+        try:
+            memory = Memory.load(ledger)
+        except ValueError:
+            return []
+        if not ledger or memory.since != ms(scope.since):
+            return []
+        inquiries = [self._inquiry(profile, q, scope, memory, past=False) for q in questions]
+        due = [i for i in inquiries if not i.problem and i.kept.base == memory.base and i.kept.asked == i.asked]
+        if len(due) < sum(not i.problem for i in inquiries):
+            return []  # a base is asked for first, and how long that answer is may change the beats
+        times = times_of(scope, memory, memory.base, False, max((_size(i) for i in inquiries), default=1))
+        if not times.beats:
+            return []
+        window_ms = _window_ms(times.beats, times)
+        return [
+            Wish(
+                ask=_beats(i, times, times.beats),
+                counted=i.counted,
+                form=Form.VALUES,
+                window_ms=window_ms,
+                step_ms=times.every,
+                first_ms=times.beats[0],
+                size=_size(i),
+            )
+            for i in due
+        ]
 
     # --- what is asked ----------------------------------------------------------------------------------------------------------
 
@@ -237,10 +267,18 @@ def _size(inquiry: Inquiry) -> int:
     return max(sum(map(len, inquiry.kept.state.last.values())), len(inquiry.base or ()), 1)
 
 
-def _beats(inquiry: Inquiry, times: Times, beats: Sequence[int]) -> Ask:
+def _window_ms(beats: Sequence[int], times: Times) -> int:
     # Half a step more than from first to last, as whether a window holds its own beginning depends on the release.
-    window_ms = beats[-1] - beats[0] + max(1, times.every // 2)
-    return Ask(query=promql.values(inquiry.counted, window_ms, times.every), at=time_of(beats[-1]), matrix=True, large=True)
+    return beats[-1] - beats[0] + max(1, times.every // 2)
+
+
+def _beats(inquiry: Inquiry, times: Times, beats: Sequence[int]) -> Ask:
+    return Ask(
+        query=promql.values(inquiry.counted, _window_ms(beats, times), times.every),
+        at=time_of(beats[-1]),
+        matrix=True,
+        large=True,
+    )
 
 
 # --- what is told ---------------------------------------------------------------------------------------------------------------
@@ -273,8 +311,8 @@ def _read(inquiries: Sequence[Inquiry], scope: Scope, times: Times, history: His
     beats = tuple(
         Beat(
             at=time_of(t),
-            candidate=tuple(v for i in inquiries for v in i.row(n).candidate),
-            baseline=tuple(v for i in inquiries for v in i.row(n).baseline),
+            candidate=tuple(_shared(v) for i in inquiries for v in i.row(n).candidate),
+            baseline=tuple(_shared(v) for i in inquiries for v in i.row(n).baseline),
         )
         for n, t in enumerate(times.beats)
     )
@@ -289,6 +327,14 @@ def _read(inquiries: Sequence[Inquiry], scope: Scope, times: Times, history: His
         absent=after.absent,
     )
     return TrafficRead(traffic=traffic, ledger=after.dump(), evidence=_evidence(inquiries))
+
+
+_WHOLE = tuple(float(n) for n in range(4_096))
+
+
+def _shared(value: float) -> float:
+    """The same number; small counts, which most are, as one object each. A guard keeps the beats of a quarter of an hour of every rollout."""
+    return _WHOLE[int(value)] if value < len(_WHOLE) and value.is_integer() else value
 
 
 def _kept(inquiry: Inquiry, times: Times) -> Kept:

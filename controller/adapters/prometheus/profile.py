@@ -23,6 +23,7 @@ from controller.ports import Scope
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,127}")
 ARMS = ("candidate", "shadow")
+_EXACT = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 
 VALUE_MAX = 256
 """Characters in a filter's value; longer ones are no label value of ours and would only bloat the address of the request."""
@@ -90,6 +91,8 @@ class Counted:
         selector: Of its series.
         term: What it was made of.
         arm_labels: Names of the labels that tell the arm.
+        arm_values: And the values they have.
+        filters: Further matchers in `selector`, beside those of the arm and of the term.
     """
 
     arm: str
@@ -97,6 +100,8 @@ class Counted:
     selector: str
     term: Term
     arm_labels: frozenset[str]
+    arm_values: tuple[tuple[str, str], ...] = ()
+    filters: tuple[str, ...] = ()
 
     def promql(self, function: str = "", window: str = "") -> str:
         """
@@ -191,6 +196,7 @@ class Profile:
                 continue
             filters = _filter(where, RESERVED | labels | indicator.labels)
             extra = (self._past(scope) if past else "", filters)
+            values = _values(matchers)
             for part, terms in indicator.parts.items():
                 for term in terms:
                     found.append(
@@ -200,6 +206,8 @@ class Profile:
                             selector=term.selector(matchers, *extra),
                             term=term,
                             arm_labels=labels,
+                            arm_values=values,
+                            filters=extra,
                         )
                     )
         return tuple(found)
@@ -328,6 +336,15 @@ def duration(ms: int) -> str:
 def escape(value: str) -> str:
     """A value within the double quotes of PromQL."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _values(matchers: str) -> tuple[tuple[str, str], ...]:
+    """What exact matchers ask for, by label."""
+    return tuple((label, re.sub(r"\\(.)", _unescaped, value)) for label, value in _EXACT.findall(matchers))
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return "\n" if found[1] == "n" else found[1]
 
 
 def _custom(question: Question) -> Indicator:

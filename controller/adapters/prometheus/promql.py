@@ -19,9 +19,15 @@ BASE_WINDOW = duration(BASE_WINDOW_MS)
 """How old the last value of a counter may be when a phase begins. One that was silent for longer and comes back counts from 0."""
 
 
-def values(counted: Sequence[Counted], window_ms: int, step_ms: int) -> str:
-    """Every counter's value at each whole multiple of a step within a window."""
-    return f"({_union((c, c.promql()) for c in counted)})[{duration(window_ms)}:{duration(step_ms)}]"
+def values(counted: Sequence[Counted], window_ms: int, step_ms: int, *, tagged: bool = True) -> str:
+    """
+    Every counter's value at each whole multiple of a step within a window.
+
+    Args:
+        tagged: False for a single counter whose series need no tag: without it, Prometheus does much less.
+    """
+    text = _union((c, c.promql()) for c in counted) if tagged else counted[0].promql()
+    return f"({text})[{duration(window_ms)}:{duration(step_ms)}]"
 
 
 def last(counted: Sequence[Counted]) -> str:
@@ -34,12 +40,12 @@ def resets(counted: Sequence[Counted], window_ms: int) -> str:
     return _union((c, c.promql("resets", duration(window_ms))) for c in counted)
 
 
-def samples(counted: Sequence[Counted], window_ms: int) -> str:
-    """How many samples each of `counted` has within a window, over all its series."""
-    return _union((c, f"sum({c.promql('count_over_time', duration(window_ms))})") for c in counted)
+def samples(counted: Sequence[Counted], window_ms: int, *, by: Sequence[str] = ()) -> str:
+    """How many samples each of `counted` has within a window, over all its series (or over those with the same labels `by`)."""
+    return _union((c, f"{_sum(by)}({c.promql('count_over_time', duration(window_ms))})") for c in counted)
 
 
-def happened(counted: Sequence[Counted], window_ms: int) -> str:
+def happened(counted: Sequence[Counted], window_ms: int, *, by: Sequence[str] = ()) -> str:
     """
     How often each of `counted` happened within a window, over all its series: two numbers, to be added up.
 
@@ -48,10 +54,13 @@ def happened(counted: Sequence[Counted], window_ms: int) -> str:
     is.
     """
     window = duration(window_ms)
-    grown = _union((c, f"sum({c.promql('increase', window)})") for c in counted)
+    grown = _union((c, f"{_sum(by)}({c.promql('increase', window)})") for c in counted)
     born = _union(
         (
-            (c, f"sum({c.promql('min_over_time', window)} unless last_over_time({c.selector}[{BASE_WINDOW}] offset {window}))")
+            (
+                c,
+                f"{_sum(by)}({c.promql('min_over_time', window)} unless last_over_time({c.selector}[{BASE_WINDOW}] offset {window}))",
+            )
             for c in counted
         ),
         " born",
@@ -104,10 +113,11 @@ def counters(counted: Sequence[Counted], tracks: Iterable[Track], unit_s: float)
     known = {tag(i, c): c for i, c in enumerate(counted)}
     found = []
     for track in tracks:
-        of = known.get(track.labels.get(TAG, ""))
+        labels = dict(track.labels)
+        of = known.get(labels.pop(TAG, ""))
         if of is None:
             raise Untrusted(f"a series that was not asked for: {dict(track.labels)!r:.200}")
-        labels = {k: v for k, v in track.labels.items() if k not in (TAG, "__name__")}
+        labels.pop("__name__", None)
         found.append(Counter(part=of.part, arm=of.arm, labels=labels, points=track.points, query=of.selector, unit_s=unit_s))
     return found
 
@@ -141,6 +151,10 @@ def by_arm(counted: Sequence[Counted], series: Iterable[Series]) -> dict[str, fl
 
 def tag(index: int, counted: Counted) -> str:
     return f"{counted.arm}:{counted.part}:{index}"
+
+
+def _sum(by: Sequence[str]) -> str:
+    return f"sum by ({', '.join(by)}) " if by else "sum"
 
 
 def _union(parts: Iterable[tuple[Counted, str]], kind: str = "") -> str:

@@ -9,15 +9,18 @@ of when they looked.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, assert_never
 
 from controller.adapters.prometheus import promql
 from controller.adapters.prometheus.answer import Series, Untrusted
-from controller.adapters.prometheus.client import Answer, ClientError, PrometheusClient
+from controller.adapters.prometheus.client import Answer, Ask, ClientError, PrometheusClient
 from controller.adapters.prometheus.counting import SCRAPES_MIN, Clock, Counting
 from controller.adapters.prometheus.existence import Missing, missing_of, needs_of, scope_at
+from controller.adapters.prometheus.joint import Form, JointClient, Wish, joint
 from controller.adapters.prometheus.profile import (
     EVENT,
     Counted,
@@ -43,7 +46,7 @@ from controller.core.plan import (
     Silence,
 )
 from controller.core.traffic import Question, TrafficRead
-from controller.ports import Measured, Scope, Unavailable
+from controller.ports import Planned, Scope, Unavailable
 
 STALE_SCRAPES = 3
 STALE_MIN = timedelta(seconds=5)
@@ -52,17 +55,23 @@ STALE_MIN = timedelta(seconds=5)
 ALERTS = 'count(ALERTS{alertstate="firing"%s}) or vector(0)'
 """Prometheus' own series. No firing alert is no series: 0, if Prometheus answers at all."""
 
-NO_EXPOSURE = "none"
+TOGETHER_MAX = 48 * 1024 * 1024
+"""Bytes of the answers, as far as can be told, of the looks that are asked for together. A process holds two to three times as much while
+it takes them apart."""
+
+TOGETHER_TIMES = 2.0
+"""Deadlines of the client that all joint queries together may take."""
 
 Reader = Callable[[Sequence[tuple[Series, ...]]], Measurement]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """What a gate asks, and how the answers, in the order of the questions, become its measurement."""
+    """What a gate asks, how the answers, in the order of the questions, become its measurement, and what of it can be asked jointly."""
 
     queries: tuple[str, ...]
     read: Reader
+    wishes: tuple[Wish, ...] = ()
 
 
 class PrometheusSource:
@@ -92,27 +101,22 @@ class PrometheusSource:
     ) -> None:
         if scrape_interval <= timedelta(0):
             raise ValueError(f"scrape_interval: {scrape_interval} is not above 0")
-        self._client = PrometheusClient(base_url, timeout_s=timeout_s)
+        self._own_client = PrometheusClient(base_url, timeout_s=timeout_s)
+        self._client: PrometheusClient | JointClient = self._own_client
         self._own = load_profile(profile) if isinstance(profile, str) else profile
         self._scrape_ms = _ms(scrape_interval)
         self._stale_ms = _ms(stale_after or max(STALE_SCRAPES * scrape_interval, STALE_MIN))
         self._clock = Clock(scrape_ms=self._scrape_ms, stale_ms=self._stale_ms)
 
-    def measure(self, gates: Sequence[Gate], scope: Scope) -> Measured:
+    def measure(self, gates: Sequence[Gate], scope: Scope) -> tuple[Measurement, ...]:
         asked = [self._ask(gate, scope) for gate in gates]
-        exposure = self._exposure(scope)
         queries = dict.fromkeys(q for a in asked if isinstance(a, _Asked) for q in a.queries)
-        if exposure is not None:
-            queries[exposure] = None
         try:
             answers: Mapping[str, Answer] = self._client.ask(list(queries), scope.at)
         except Exception as exc:  # no thread to be had, no memory: still a measurement and not the end of the look
             failed = QueryFailed(reason=f"the questions could not be asked: {type(exc).__name__}: {exc}")
-            return Measured(measurements=tuple(failed if isinstance(a, _Asked) else a for a in asked), exposure=None)
-        return Measured(
-            measurements=tuple(_answered(a, answers) if isinstance(a, _Asked) else a for a in asked),
-            exposure=None if exposure is None else _exposed(answers[exposure]),
-        )
+            return tuple(failed if isinstance(a, _Asked) else a for a in asked)
+        return tuple(_answered(a, answers) if isinstance(a, _Asked) else a for a in asked)
 
     def traffic(self, questions: Sequence[Question], scope: Scope, ledger: Mapping[str, Any]) -> TrafficRead:
         try:
@@ -120,6 +124,32 @@ class PrometheusSource:
         except ProfileError as exc:
             return TrafficRead(traffic=None, failure=str(exc), ledger=ledger)
         return Counting(self._client, self._clock).read(profile, questions, scope, ledger)
+
+    def together(self, planned: Sequence[Planned]) -> tuple["PrometheusSource", int]:
+        wishes: list[Wish] = []
+        plain: list[Ask] = []
+        count = volume = 0
+        for look in planned:
+            own, others = self._planned(look)
+            volume += sum(w.volume for w in own)
+            if count and volume > TOGETHER_MAX:
+                break
+            count += 1
+            wishes += own
+            plain += others
+        source = copy(self)
+        source._client = joint(self._own_client, wishes, plain, timeout_s=TOGETHER_TIMES * self._own_client.timeout_s)
+        return source, count
+
+    def _planned(self, look: Planned) -> tuple[list[Wish], list[Ask]]:
+        """What a look is going to ask, that others may ask as well: as its own, and word for word."""
+        asked = [a for gate in look.gates if isinstance(a := self._ask(gate, look.scope), _Asked)]
+        wishes = [w for a in asked for w in a.wishes]
+        plain = [Ask(query=q, at=look.scope.at) for a in asked if not a.wishes for q in a.queries]
+        with suppress(ProfileError):
+            counting = Counting(self._client, self._clock)
+            wishes += counting.wishes(self._profile(look.scope), look.questions, look.scope, look.ledger)
+        return wishes, plain
 
     def probe(self) -> str:
         """
@@ -136,7 +166,7 @@ class PrometheusSource:
         if answer.failure:
             raise Unavailable(answer.failure)
         try:
-            data = self._client.get_json("status/buildinfo")
+            data = self._own_client.get_json("status/buildinfo")
             version = data["data"]["version"]
         except (ClientError, KeyError, TypeError):
             return "unknown version"
@@ -210,10 +240,15 @@ class PrometheusSource:
             case Silence():
                 profile = self._profile(scope)
                 both = profile.counted(profile.requests(scope), scope, gate.where)
-                recent = min(window_ms, max(_ms(scope.recent), SCRAPES_MIN * self._scrape_ms))
+                recent = self._recent_ms(scope, window_ms)
                 queries = promql.happened(both, recent), promql.samples(both, self._stale_ms)
                 arms = _Arms(counted=both, stale_after_s=self._stale_ms / 1000)
-                return _Asked(queries=queries, read=arms.reports)
+                asks = [Ask(query=q, at=scope.at) for q in queries]
+                wishes = (
+                    Wish(ask=asks[0], counted=both, form=Form.HAPPENED, window_ms=recent),
+                    Wish(ask=asks[1], counted=both, form=Form.SAMPLES, window_ms=self._stale_ms),
+                )
+                return _Asked(queries=queries, read=arms.reports, wishes=wishes)
             case RateLimit() | QuantileLimit() | QuantileIncrease() | MeanIncrease() | SampleRatio():
                 raise NotAskable(f"a {gate.kind} is judged from counted traffic, not from a measurement")
             case _:
@@ -228,17 +263,15 @@ class PrometheusSource:
             text = text.replace("$arm", self._profile(scope).arms(scope)[CANDIDATE][0])
         return text.replace("$window", duration(window_ms)) if window_ms else text
 
-    def _exposure(self, scope: Scope) -> str | None:
-        window_ms = self._window_ms(scope.opened_at, scope.at)
-        try:
-            if window_ms is None:
-                return None
-            profile = self._profile(scope)
-            candidate = _of(profile.counted(profile.requests(scope), replace(scope, arm=CANDIDATE), {}), CANDIDATE)
-        except (NotAskable, ProfileError):
-            return None
-        none = f'label_replace(vector(0), "{promql.TAG}", "{NO_EXPOSURE}", "", "")'
-        return f"{promql.happened(candidate, window_ms)} or {none}"
+    def _recent_ms(self, scope: Scope, window_ms: int) -> int:
+        """
+        The window in which a candidate may not be silent.
+
+        While a phase is younger, it is as long as the phase, in whole steps: rollouts that began a few seconds apart ask the same question.
+        """
+        recent = min(window_ms, max(_ms(scope.recent), SCRAPES_MIN * self._scrape_ms))
+        whole = recent // _ms(scope.step) * _ms(scope.step)
+        return whole if recent == window_ms and whole >= SCRAPES_MIN * self._scrape_ms else recent
 
     def _window_ms(self, since: datetime, at: datetime) -> int | None:
         """Whole seconds from `since` to `at`, in milliseconds; None if that is less than four scrapes."""
@@ -313,14 +346,6 @@ def _answered(asked: _Asked, answers: Mapping[str, Answer]) -> Measurement:
 
 def _noted(evidence: tuple[Evidence, ...], note: str) -> tuple[Evidence, ...]:
     return tuple(e if e.note else replace(e, note=note) for e in evidence)
-
-
-def _exposed(answer: Answer) -> float | None:
-    """Requests that the candidate answered; None where it could not be read."""
-    if answer.failure or not answer.series:
-        return None
-    requests = sum(s.value for s in answer.series)
-    return requests if math.isfinite(requests) else None
 
 
 def _ms(span: timedelta) -> int:

@@ -31,6 +31,7 @@ from controller.ports import (
     Planned,
     Scope,
     SeqTaken,
+    Taken,
     UnknownFlag,
     UnknownRollout,
 )
@@ -278,6 +279,32 @@ class Behaviour:
 def _below(median_s: float, sigma: float) -> tuple[float, ...]:
     """Share of log-normal durations at or below each edge."""
     return tuple(NormalDist().cdf(math.log(edge / median_s) / sigma) for edge in EDGES_S)
+
+
+@dataclass(slots=True)
+class MemoryRequests:
+    """The request log, with the same lease."""
+
+    clock: Clock = wall_clock
+    lease: timedelta = timedelta(seconds=60)
+    kept: dict[tuple[str, str], tuple[str, datetime, Taken]] = field(default_factory=dict)
+
+    def take(self, caller: str, key: str, fingerprint: str) -> Taken:
+        found = self.kept.get((caller, key))
+        stale = found is not None and found[2].status is None and found[1] < self.clock() - self.lease and found[0] == fingerprint
+        if found is None or stale:
+            self.kept[caller, key] = (fingerprint, self.clock(), Taken())
+            return Taken(ours=True)
+        return replace(found[2], same=found[0] == fingerprint)
+
+    def answer(self, caller: str, key: str, status: int, answer: str) -> None:
+        fingerprint, at, taken = self.kept[caller, key]
+        if taken.status is None:
+            self.kept[caller, key] = (fingerprint, at, Taken(status=status, answer=answer))
+
+    def give_back(self, caller: str, key: str) -> None:
+        if self.kept[caller, key][2].status is None:
+            del self.kept[caller, key]
 
 
 @dataclass(slots=True)

@@ -133,6 +133,14 @@ def test_a_token_that_was_taken_out_is_nobodys_at_once(served: Served) -> None:
     problem(served.get("/whoami", "amy"), 401)
 
 
+def test_no_token_and_no_secret_reaches_the_log(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    served.get("/whoami", "pst_this-is-secret")
+    served.start()
+    served.client.post("/hooks/alertmanager", json={}, headers={"Authorization": "Bearer this-is-secret"})
+    said = "".join(capfd.readouterr())
+    assert "bad_token" in said and "this-is-secret" not in said and not any(t in said for t, _ in TOKENS.values())
+
+
 def test_bad_tokens_are_counted_by_address_and_do_not_lock_out_the_right_one(served: Served) -> None:
     statuses = Counter(served.get("/whoami", f"pst_guess{n}").status_code for n in range(ATTEMPTS))
     assert statuses == {401: BAD_TOKENS, 429: ATTEMPTS - BAD_TOKENS}

@@ -11,8 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
@@ -74,6 +73,10 @@ CACHED_ROLLOUTS = 256
 """Rows never change, so a guard that looks every few seconds reads only what is new. Bounded, for processes that live for months."""
 
 
+NEWS_ROWS = 200
+"""Rows of news that are read at a time; one may have 50 kB."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Head:
     """What `append` must know before it writes, read under the chain's lock."""
@@ -89,6 +92,16 @@ class _Head:
 class _Known:
     entries: tuple[Entry, ...]
     last_hash: str
+
+
+@dataclass(slots=True, kw_only=True)
+class _Rows:
+    """New rows of one rollout; not `readable` if one of them cannot be read."""
+
+    first_hash: str
+    last: Mark = field(default_factory=Mark)
+    entries: list[Entry] = field(default_factory=list)
+    readable: bool = True
 
 
 def _head_query() -> Select[Any]:
@@ -170,17 +183,15 @@ class PostgresAudit(PostgresOutbox):
     def news(self, known: Mapping[str, Mark]) -> Mapping[str, News]:
         read = self._read_news({i: m.seq for i, m in known.items()})
         # Not there any more as it was: the database was restored from a backup.
-        odd = [i for i, m in known.items() if m.seq and (i not in read or read[i][0]["hash"] != m.token)]
+        odd = [i for i, m in known.items() if m.seq and (i not in read or read[i].first_hash != m.token)]
         read |= self._read_news(dict.fromkeys(odd, 0)) if odd else {}
-        found = {}
-        for rollout_id, rows in read.items():
-            whole = known[rollout_id].seq == 0 or rollout_id in odd
-            with suppress(AuditUnavailable):
-                entries = tuple(_entry(row, bare=True) for row in (rows if whole else rows[1:]))
-                found[rollout_id] = News(entries=entries, whole=whole, mark=Mark(seq=rows[-1]["seq"], token=rows[-1]["hash"]))
-        return found
+        return {
+            i: News(entries=tuple(rows.entries), whole=known[i].seq == 0 or i in odd, mark=rows.last)
+            for i, rows in read.items()
+            if rows.readable
+        }
 
-    def _read_news(self, after: Mapping[str, int]) -> dict[str, list[RowMapping]]:
+    def _read_news(self, after: Mapping[str, int]) -> dict[str, _Rows]:
         """Rows from the last known one on; of that one, whose event is known, only what tells it."""
         pairs = (
             func.unnest(bindparam("ids", list(after), ARRAY(Text)), bindparam("seqs", list(after.values()), ARRAY(Integer)))
@@ -193,10 +204,18 @@ class PostgresAudit(PostgresOutbox):
             .join(pairs, and_(audit.c.rollout_id == pairs.c.rollout_id, audit.c.seq >= pairs.c.seq))
             .order_by(audit.c.rollout_id, audit.c.seq)
         )
-        found: dict[str, list[RowMapping]] = {}
+        found: dict[str, _Rows] = {}
         with translated(AuditUnavailable, f"reading the logs of {len(after)} rollouts"), self._engine.connect() as connection:
-            for row in connection.execute(query).mappings():
-                found.setdefault(row["rollout_id"], []).append(row)
+            # A few rows at a time: those of a long rollout are hundreds of MB, and what a replay needs of them is little.
+            for row in connection.execution_options(yield_per=NEWS_ROWS).execute(query).mappings():
+                rows = found.setdefault(row["rollout_id"], _Rows(first_hash=row["hash"]))
+                rows.last = Mark(seq=row["seq"], token=row["hash"])
+                if row["event"] is None or not rows.readable:
+                    continue
+                try:
+                    rows.entries.append(_entry(row, bare=True))
+                except AuditUnavailable:
+                    rows.readable = False
         return found
 
     def entry(self, rollout_id: str, seq: int) -> Entry:

@@ -433,7 +433,7 @@ def test_the_router_shows_every_series_that_its_profile_reads_before_any_request
         candidate=side[1],
         decision_id="r.1.advance",
     )
-    metrics.prime_flag("chat", flag, ["gpt-4.1-mini"])
+    metrics.prime_flag("chat", flag, lambda model: ["gpt-4.1-mini"])
     shown = [
         (sample.name, sample.labels) for family in metrics.registry.collect() for sample in family.samples if sample.value == 0
     ]

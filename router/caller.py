@@ -35,6 +35,9 @@ log = get_logger()
 DIALECTS: Mapping[Endpoint, Dialect] = {"chat": Chat(), "responses": Responses(), "embeddings": Embeddings()}
 
 
+_LEFT = Failed(outcome="cancelled", detail="the client left while it waited in line", unasked="limit")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
     """
@@ -100,7 +103,11 @@ class Caller:
         if attempt.permit is None:
             patience_s = time.first_s if request.stream else time.whole_s
             visitor = Visitor(client=request.client, tokens=request.weight.input, patience_s=patience_s, forced=step.forced)
-            permit = await self._admission.enter(step.model, visitor)
+            try:
+                permit = await self._admission.enter(step.model, visitor)
+            except asyncio.CancelledError:
+                attempt.never_sent(_LEFT)
+                raise
             if isinstance(permit, Failed):
                 return attempt.never_sent(permit)
             attempt.permit = permit

@@ -180,6 +180,10 @@ class Line:
     def _serve(self) -> None:
         while self._waiting:
             client, theirs = next(iter(self._waiting.items()))
+            if theirs[0].called.done():
+                # It has left, and has not run since to say so.
+                self._leave(client, theirs[0])
+                continue
             now = self._clock()
             wait_s, _ = self._meter.wait_s(theirs[0].tokens, now)
             if wait_s > 0:

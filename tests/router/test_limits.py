@@ -98,6 +98,18 @@ async def test_who_loses_patience_or_leaves_takes_no_place_along() -> None:
     assert (line.length, meter.under_way) == (0, 1)
 
 
+async def test_who_is_leaving_when_its_turn_comes_takes_no_place_along() -> None:
+    line = Line(meter := Meter(Limits(concurrency=1)), 10, asyncio.get_running_loop().time)
+    assert line.enter(0)
+    gone, stays = (asyncio.create_task(line.wait(c, 0, 60)) for c in ("gone", "stays"))
+    await asyncio.sleep(0)
+    gone.cancel()  # it has not run since, and stands in line still
+    meter.end(0, 0, 0.0)
+    line.left()
+    assert await stays is True
+    assert (line.length, meter.under_way) == (0, 1)
+
+
 def limited(upstream: Upstream, **limits: Any) -> Any:
     models = [
         {"name": "old", "provider": "p", "limits": limits},
@@ -172,6 +184,7 @@ async def test_a_client_that_leaves_while_it_waits_gives_its_turn_back(upstream:
         await eventually(lambda: router.metric("penstock_waiting", model="old") == 1)
         waits.cancel()
         await eventually(lambda: router.metric("penstock_waiting", model="old") == 0)
+        assert router.arm("penstock_requests_total", outcome="cancelled") == 1, "who left in line is booked as any who left"
         holds.cancel()
         await upstream.cancelled.wait()
         upstream.script.clear()

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -81,7 +82,7 @@ def run(
     """
     wanted = [(f, _numbers(f, full, only, trials)) for f in faults]
     wanted = [(f, numbers) for f, numbers in wanted if numbers]
-    with Stage() as stage, ThreadPoolExecutor(BESIDE, thread_name_prefix="trial") as pool:
+    with Stage() as stage, _pool() as pool:
         beside: dict[str, list[Future[Trial]]] = {
             f.name: [pool.submit(one_trial, stage, f, seed, n, keep=keep) for n in numbers]
             for f, numbers in wanted
@@ -98,6 +99,16 @@ def run(
             if report is not None:
                 report(row)
             yield row
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """Whoever stops the run waits for the trials that run, not for all."""
+    pool = ThreadPoolExecutor(BESIDE, thread_name_prefix="trial")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def one_trial(stage: Stage, fault: Fault, seed: int, number: int, *, keep: bool = False) -> Trial:

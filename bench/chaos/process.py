@@ -64,7 +64,7 @@ class Worker:
         ours, theirs = context.Pipe()
         with _STARTING, _started_by(program):
             self._process: ForkServerProcess | SpawnProcess = context.Process(
-                target=work, args=(theirs, dict(environ), prelude, str(log_path)), daemon=True
+                target=work, args=(theirs, dict(environ), prelude, str(log_path), os.getpid()), daemon=True
             )
             self._process.start()
         theirs.close()

@@ -38,7 +38,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _REOPEN_S = 0.1
 
 
-def work(connection: Connection, environ: Mapping[str, str], prelude: str, log_path: str) -> None:
+def work(connection: Connection, environ: Mapping[str, str], prelude: str, log_path: str, driver: int) -> None:
     """
     Obey orders until the driver hangs up.
 
@@ -47,6 +47,7 @@ def work(connection: Connection, environ: Mapping[str, str], prelude: str, log_p
         environ: Added to the environment, where the product's settings are read from.
         prelude: ``module:function`` that is called first, for faults of the process itself; "" for none.
         log_path: Takes everything that it prints.
+        driver: Its process.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -59,10 +60,19 @@ def work(connection: Connection, environ: Mapping[str, str], prelude: str, log_p
         module, _, name = prelude.partition(":")
         getattr(import_module(module), name)()
     try:
-        while not _serve(connection):
+        # While nothing can be opened no order is read, so that a driver that hung up would not be noticed.
+        while not _serve(connection) and _exists(driver):
             time.sleep(_REOPEN_S)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _serve(connection: Connection) -> bool:

@@ -6,7 +6,7 @@ Its one rule: nothing else builds an adapter. Everything is opened here and clos
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from controller import crash
@@ -24,6 +24,7 @@ from specfile import SpecError
 if TYPE_CHECKING:
     from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresFlagSource
     from controller.adapters.postgres.census import Census
+    from controller.core.chain import ChainReport
 
 NO_DATABASE = "no database: start one with `penstock up`, or set PENSTOCK_DATABASE_URL"
 NO_FLAGS = "no flag store: start one with `penstock up`, or set PENSTOCK_FLAGS_DATABASE_URL or PENSTOCK_DATABASE_URL"
@@ -219,6 +220,25 @@ def publish_head(opened: Controller) -> Published:
     signer, book = HeadSigner(settings.audit_key_file), HeadFile(settings.audit_heads_file)
     log = opened.ports.audit
     return publish(log, log.now(), book, signer, opened.outbox, settings.audit_heads_file.name)
+
+
+def verify_log(settings: Settings) -> "ChainReport":
+    """
+    Check the whole audit log, and that it holds every head that was published.
+
+    Raises:
+        SettingsError: no database is named.
+        BadHeads, AuditUnavailable: the heads or the log cannot be read; nothing is said about it then.
+    """
+    from controller.adapters.heads import read_heads
+    from controller.adapters.postgres import chain
+    from controller.core.chain import Head
+
+    if settings.database_url is None:
+        raise SettingsError(NO_DATABASE)
+    published, problems = read_heads(settings.audit_heads_file) if settings.audit_heads_file.exists() else ((), ())
+    found = chain.verify(settings.database_url, [Head(id=h.id, hash=h.hash) for h in published])
+    return replace(found, problems=(*problems, *found.problems), problem_count=len(problems) + found.problem_count)
 
 
 @contextmanager

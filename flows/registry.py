@@ -13,6 +13,7 @@ from typing import Any
 GATE_CHECK = "gate-check"
 GATE_CHECK_CRON = "*/15 * * * *"
 AUDIT_HEAD_CRON = "7 * * * *"
+AUDIT_VERIFY_CRON = "37 3 * * *"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,5 +69,12 @@ DEPLOYMENTS = (
         description="Publish the head of the audit log each hour, so that nobody can cut or rewrite it unseen.",
         cron=AUDIT_HEAD_CRON,
         slug="audit-head",
+    ),
+    Deployed(
+        name="audit-verify",
+        entrypoint="flows.audit_verify.audit_verify",
+        description="Check the whole audit log each night: the chain, the raw answers, and every head that was published.",
+        cron=AUDIT_VERIFY_CRON,
+        slug="audit-verify",
     ),
 )

@@ -43,6 +43,8 @@ def demo() -> Iterator[Demo]:
             stderr=said,
             text=True,
             env={**os.environ, "COLUMNS": "200"},
+            # Whoever runs these tests in the background of a script ignores Ctrl-C, and what is ignored is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(SCENARIOS)]

@@ -207,9 +207,9 @@ class EmbeddedPostgres:
             raise ServiceFailed(f"postgres: initdb on {self.data_dir} ended with status {done.returncode}: {done.stderr.strip()}")
 
     def _make_socket_dir(self, installed: _Installation) -> Path:
-        if len(os.fsencode(self.data_dir)) + len(f"/.s.PGSQL.{_SOCKET_PORT}") <= _SOCKET_PATH_MAX and '"' not in str(
-            self.data_dir
-        ):
+        fits = len(os.fsencode(self.data_dir)) + len(f"/.s.PGSQL.{_SOCKET_PORT}") <= _SOCKET_PATH_MAX
+        # The server's setting takes no quote, and in a client's URL a comma divides two hosts.
+        if fits and not set('",') & set(str(self.data_dir)):
             return self.data_dir
         made = Path(tempfile.mkdtemp(prefix="penstock-pg-"))  # mode 0700
         if installed.user is not None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
@@ -55,6 +56,15 @@ def test_postgres_keeps_its_data_and_stops_although_a_client_is_connected(tmp_pa
     assert EmbeddedPostgres.running_url(server.data_dir) is None
     with server, psycopg.connect(server.url) as db:
         assert db.execute("SELECT n FROM kept").fetchone() == (7,)
+
+
+def test_postgres_in_a_short_folder_with_a_comma_can_be_connected_to() -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="pg,") as folder,
+        EmbeddedPostgres(Path(folder, "data"), durable=False) as server,
+        psycopg.connect(server.url) as db,
+    ):
+        assert db.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_postgres_that_was_killed_is_ready_again_only_when_it_takes_connections(tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ Its one rule: everything here is computed from the audit log's rows alone.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from controller.codec import event_to_json
 from controller.core.decision import Hold
+from controller.core.freeze import frozen_until, windows
 from controller.core.gates import GateResult, pct
 from controller.core.notice import account_of, standing
+from controller.core.plan import Plan
 from controller.core.question import OVERRIDE_LASTS, override_in_force, question_of, step_digest
 from controller.core.rollout import (
     Abandoned,
@@ -55,17 +57,28 @@ def summary(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def detail(rollout: Rollout, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Where it stands, what was last decided and what comes next."""
+def detail(rollout: Rollout, entries: Sequence[Entry], now: datetime | None = None) -> dict[str, Any]:
+    """
+    Where it stands, what was last decided and what comes next.
+
+    Args:
+        rollout: Replayed from `entries`.
+        entries: Its rows.
+        now: The database's clock; default the time of the last row.
+    """
     last = last_decision(entries)
+    now = now or entries[-1].at
     return {
         **summary(rollout),
         "phases": phases(rollout, entries),
         "last_decision": None if last is None else decision_row(last),
-        "next": upcoming(rollout, entries),
+        "next": upcoming(rollout, now),
+        "next_look": stamp(next_look(rollout, last, now)),
         "gates": [] if last is None else [gate_row(r) for r in _results(last)],
-        "question": question_row(rollout, entries[-1].at),
-        "override": override_row(rollout, entries[-1].at),
+        "question": question_row(rollout, now),
+        "override": override_row(rollout, now),
+        "frozen": frozen_row(rollout, now),
+        "freezes": [] if rollout.ended else freeze_rows(rollout.plan, now, now + FREEZES_AHEAD),
         "step": step_digest(rollout),
         "plan_digest": rollout.plan_digest,
         "audit_rows": len(entries),
@@ -109,6 +122,34 @@ def override_row(rollout: Rollout, now: datetime) -> dict[str, Any] | None:
     }
 
 
+FREEZES_AHEAD = timedelta(days=14)
+"""How far people are shown which freezes come."""
+
+
+def frozen_row(rollout: Rollout, now: datetime) -> dict[str, Any] | None:
+    """The freeze in force, and until when nothing is raised; None for none."""
+    frozen = None if rollout.ended else frozen_until(rollout.plan.freezes, now)
+    return None if frozen is None else {"name": frozen[0], "until": stamp(frozen[1])}
+
+
+def freeze_rows(plan: Plan, begin: datetime, end: datetime) -> list[dict[str, Any]]:
+    """The plan's freezes that are in force at some time between two moments."""
+    return [{"name": w.name, "starts_at": stamp(w.starts), "ends_at": stamp(w.ends)} for w in windows(plan.freezes, begin, end)]
+
+
+def next_look(rollout: Rollout, last: Entry | None, now: datetime) -> datetime | None:
+    """When the next gate check is due; None where only a person can change something."""
+    if rollout.ended or isinstance(rollout.state, Paused):
+        return None
+    said = (
+        last.event.decision.next_look
+        if last is not None and isinstance(last.event, Decided) and isinstance(last.event.decision, Hold)
+        else None
+    )
+    due = (rollout.last_gate_check or rollout.opened_at) + rollout.plan.policy.every
+    return max(min(due, said) if said is not None else due, now)
+
+
 def phases(rollout: Rollout, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """The plan's phases with when each began and how long it lasted; None for what has not happened."""
     begun: dict[int, datetime] = {}
@@ -143,7 +184,7 @@ def phases(rollout: Rollout, entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return rows
 
 
-def upcoming(rollout: Rollout, entries: Sequence[Entry]) -> str:
+def upcoming(rollout: Rollout, now: datetime) -> str:
     """What happens next, and when."""
     plan, state = rollout.plan, rollout.state
     every = int(plan.policy.every.total_seconds())
@@ -153,20 +194,29 @@ def upcoming(rollout: Rollout, entries: Sequence[Entry]) -> str:
         case Paused():
             return "a person resumes, rolls back or aborts it; breaches still lower the flag"
         case AwaitingApproval():
-            question = question_of(rollout, entries[-1].at)
+            question = question_of(rollout, now)
             assert question is not None, "an awaiting rollout asks"
             found = [
                 f"{a.lacking} of {a.approval.count} approvals from {' or '.join(a.approval.groups)}"
                 for a in question.asked
                 if a.lacking
             ]
-            return f"{' and '.join(found)} are missing" if found else "the next gate check goes on: nobody is missing"
+            if found:
+                return f"{' and '.join(found)} are missing"
+            return f"the next gate check goes on: nobody is missing{_after_freeze(plan, now)}"
         case Baking(phase=phase, since=since):
             baked = since + plan.phases[phase].bake
-            then = plan.phases[phase + 1].name if phase + 1 < len(plan.phases) else "promotion"
-            return f"{then} at the first gate check after {baked:%H:%M:%S} UTC that passes (checks every {every} s)"
+            more = phase + 1 < len(plan.phases)
+            then = plan.phases[phase + 1].name if more else "promotion"
+            frozen = _after_freeze(plan, max(baked, now)) if more else ""
+            return f"{then} at the first gate check after {baked:%H:%M:%S} UTC that passes (checks every {every} s){frozen}"
         case _:
-            return f"the next gate check (every {every} s)"
+            return f"the next gate check (every {every} s){_after_freeze(plan, now)}"
+
+
+def _after_freeze(plan: Plan, at: datetime) -> str:
+    frozen = frozen_until(plan.freezes, at)
+    return "" if frozen is None else f", not before the freeze {frozen[0]} ends at {frozen[1]:%Y-%m-%d %H:%M} UTC"
 
 
 def last_decision(entries: Sequence[Entry], *, moved: bool = False) -> Entry | None:
@@ -213,7 +263,7 @@ def gate_row(result: GateResult) -> dict[str, Any]:
     }
 
 
-def explanation(rollout: Rollout, entries: Sequence[Entry]) -> dict[str, Any]:
+def explanation(rollout: Rollout, entries: Sequence[Entry], now: datetime | None = None) -> dict[str, Any]:
     """Why: the decision that last moved traffic, or the last hold; its sentence, its gates, its queries."""
     entry = last_decision(entries, moved=rollout.ended) or None
     if entry is None:
@@ -228,7 +278,7 @@ def explanation(rollout: Rollout, entries: Sequence[Entry]) -> dict[str, Any]:
         "exposed_requests": None if rollout.exposure is None else round(rollout.exposure),
         "gates": [gate_row(r) for r in event.observed.results],
         "queries": queries(entry),
-        "next": upcoming(rollout, entries),
+        "next": upcoming(rollout, now or entries[-1].at),
     }
 
 

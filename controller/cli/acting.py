@@ -11,13 +11,11 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from controller.act import Acted, Ask, act
-from controller.cli.output import Output, console, errors, print_json
-from controller.cli.rollouts import EXIT_WAITS, Actor, Id, opened, resolve, say
+from controller.cli.output import Output, console, errors, print_object
+from controller.cli.rollouts import EXIT_HELD, EXIT_WAITS, Actor, Id, opened, resolve, say
 from controller.core.people import Right
 from controller.core.rollout import Check
 from controller.wiring import caller_of
-
-EXIT_HELD = 6
 
 Reason = Annotated[str, Parameter(help="Goes into the audit log")]
 Digest = Annotated[
@@ -139,8 +137,8 @@ def new(
     secret, digest = new_token()
     day = None if expires is None else expires.date()
     entry = TokenSpec(id=id_, hash=digest, roles=list(role), expires=day).model_dump(mode="json", exclude_defaults=True)
-    if output == "json":
-        print_json({"token": secret, "entry": entry})
+    if output != "table":
+        print_object({"token": secret, "entry": entry}, output)
         return 0
     console.print(secret, soft_wrap=True, markup=False)
     line = ", ".join(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from controller.cli.at_rest import readable
-from controller.cli.output import Output, console, errors, print_json
+from controller.cli.output import Format, Output, console, errors, print_object
 from controller.settings import Settings, SettingsError, load
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def export(
         published, _ = _published(_if_there(settings.audit_heads_file), None)
         with archive(Path(out), format) as to:
             manifest = write(url, to, wanted, sign=signer.sign, published=published, progress=progress)
-    if output == "json":
-        print_json(manifest)
+    if output != "table":
+        print_object(manifest, output)
     else:
         last = "none" if manifest["last"] is None else f"{manifest['last']['id']}:{manifest['last']['hash']}"
         console.print(f"{manifest['count']} rows in {out}; the last is {last}", soft_wrap=True, markup=False)
@@ -139,10 +139,10 @@ def replay(
                 Difference(rollout_id=each, seq=q, what=f"column {n}", stored=s, again=a) for q, n, s, a in log.odd_columns(each)
             )
             found += columns
-    if output == "json":
+    if output != "table":
         told = [{"rollout_id": d.rollout_id, "seq": d.seq, "what": d.what, "stored": d.stored, "again": d.again} for d in found]
         kinds = {kind: counts[kind] for kind in KINDS}
-        print_json({"ok": not found, "rollouts": len(ids), "rows": counts.total(), **kinds, "differences": told})
+        print_object({"ok": not found, "rollouts": len(ids), "rows": counts.total(), **kinds, "differences": told}, output)
     else:
         agreed = "all agree" if not found else f"{len(found)} differences"
         console.print(f"{counts.total()} rows of {len(ids)} rollouts: {agreed}", soft_wrap=True)
@@ -174,18 +174,19 @@ def head(
             where, now, last = settings.audit_heads_file, log.head(), HeadFile(settings.audit_heads_file).last()
             signed = None if now is None else HeadSigner(settings.audit_key_file).sign(now, log.now())
             done = Published(head=signed, broken="" if last is None else broken_since(log, last))
-    if output == "json":
+    if output != "table":
         import json
 
         shown = None if done.head is None else json.loads(line(done.head))
-        print_json(
+        print_object(
             {
                 "ok": not done.broken,
                 "head": shown,
                 "published": publish and not done.broken,
                 "fresh": done.fresh,
                 "broken": done.broken,
-            }
+            },
+            output,
         )
     elif done.broken:
         console.print(f"broken: {done.broken}", soft_wrap=True, markup=False)
@@ -211,14 +212,14 @@ def keygen(file: Annotated[Path, Parameter(help="The private key; the public one
     return 0
 
 
-def _tell(found: "ChainReport", more: "Sequence[Problem]", unchecked: bool, output: str) -> int:
+def _tell(found: "ChainReport", more: "Sequence[Problem]", unchecked: bool, output: Format) -> int:
     problems, count = [*more, *found.problems], len(more) + found.problem_count
     last = None if found.head is None else str(found.head)
-    if output == "json":
+    if output != "table":
         told = [{"audit_id": p.audit_id, "kind": p.kind, "text": p.text} for p in problems]
         counts = {"rows": found.rows, "rollouts": found.rollouts, "answers": found.answers, "heads": found.heads}
         counts |= {"signatures_checked": bool(found.heads) and not unchecked}
-        print_json({"ok": not count, **counts, "head": last, "problem_count": count, "problems": told})
+        print_object({"ok": not count, **counts, "head": last, "problem_count": count, "problems": told}, output)
     else:
         state = f"{count} problems" if count else "intact"
         console.print(f"{found.rows} rows of {found.rollouts} rollouts, {found.answers} raw answers: {state}", soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from controller import describe
-from controller.cli.output import Output, console, errors, print_json, print_rows
+from controller.cli.output import Output, console, errors, print_object, print_rows
 from controller.cli.rollouts import opened, resolve
 from controller.core.notice import standing
 from controller.settings import Settings, SettingsError, load
@@ -31,22 +31,22 @@ def lint(file: Path, *, output: Output = "table") -> int:
         if written.data.get("kind") == "People":
             people = written.validate(PeopleSpec)
             found = {"people": len(people.people), "groups": len(people.groups)}
-            if output == "json":
-                print_json({"file": str(file), "ok": True, **found})
+            if output != "table":
+                print_object({"file": str(file), "ok": True, **found}, output)
             else:
                 console.print(f"{file}: ok, {found['people']} people in {found['groups']} groups", soft_wrap=True, markup=False)
             return 0
         spec = written.validate(RolloutSpec)
     except SpecError as exc:
-        if output == "json":
+        if output != "table":
             problems = [asdict(p) for p in exc.problems]
-            print_json({"file": str(file), "ok": False, "problems": problems})
+            print_object({"file": str(file), "ok": False, "problems": problems}, output)
         else:
             errors.print(str(exc), soft_wrap=True, markup=False)
         return 1
     plan, kept = spec.to_plan(), sorted(spec.kept_for_later())
-    if output == "json":
-        print_json({"file": str(file), "ok": True, "plan_digest": plan_digest(plan), "kept_for_later": kept})
+    if output != "table":
+        print_object({"file": str(file), "ok": True, "plan_digest": plan_digest(plan), "kept_for_later": kept}, output)
         return 0
     steps = " > ".join(f"{p.name} {p.weight / 1000:g}%" for p in plan.phases)
     console.print(f"{file}: ok, {len(plan.gates)} gates, {steps}", soft_wrap=True, markup=False)
@@ -108,9 +108,9 @@ def migrate(*, output: Output = "table") -> int:
         raise SettingsError("no database: set PENSTOCK_DATABASE_URL to the address of the tables' owner")
     applied = schema.upgrade(settings.database_url)
     flags = None if settings.flags_database_url is None else schema.upgrade(settings.flags_database_url)
-    if output == "json":
+    if output != "table":
         done = {"applied": applied, "current": schema.current(settings.database_url)}
-        print_json(done if flags is None else {**done, "flags_applied": flags})
+        print_object(done if flags is None else {**done, "flags_applied": flags}, output)
     else:
         console.print(f"applied {', '.join(applied)}" if applied else "nothing to do", soft_wrap=True)
         if flags is not None:

@@ -46,14 +46,14 @@ def fallback(
     rows: list[dict[str, Any]] = []
     for number in range(1, repeat + 1):
         rows.append({"rollout_id": rollout.id, "drill": number, **_once(drills, rollout.plan, route, stream)})
-        if output == "json":
+        if output in ("json", "jsonl"):
             print_json(rows[-1])
         if rows[-1]["outcome"] in _NOT_HELD:
             break  # the next one would end for the same reason
-    if output == "table":
+    if output in ("table", "csv"):
         print_rows(rows, _COLUMNS, output)
-        if rows[0]["outcome"] not in _NOT_HELD:
-            errors.print("counted by the router; gates see it once Prometheus has scraped it", soft_wrap=True)
+    if output == "table" and rows[0]["outcome"] not in _NOT_HELD:
+        errors.print("counted by the router; gates see it once Prometheus has scraped it", soft_wrap=True)
     return 0 if all(r["outcome"] == "answered" for r in rows) else 1
 
 

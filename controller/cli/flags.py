@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from controller.cli.output import Output, print_json, print_rows
+from controller.cli.output import Format, Output, print_object, print_rows
 from controller.settings import load
 from flagspec import flag_to_json
 
@@ -44,7 +44,7 @@ def unkill(
     return _switch(key, False, reason, environment, actor, output)
 
 
-def _switch(key: str, killed: bool, reason: str, environment: str, actor: str | None, output: str) -> int:
+def _switch(key: str, killed: bool, reason: str, environment: str, actor: str | None, output: Format) -> int:
     from controller.act import switch
     from controller.wiring import caller_of, open_flags
 
@@ -52,8 +52,8 @@ def _switch(key: str, killed: bool, reason: str, environment: str, actor: str | 
     caller = caller_of(settings, actor or settings.actor, lowering=killed)
     with open_flags(settings) as store:
         flag = switch(store, environment, key, killed, caller, reason=reason)
-    if output == "json":
-        print_json(flag_to_json(flag))
+    if output != "table":
+        print_object(flag_to_json(flag), output)
     else:
         print_rows([flag_to_json(flag)], ("key", "killed", "weight", "shadow_weight", "version", "revision"), "table")
     return 0

@@ -6,19 +6,22 @@ Its one rule: the first line is the answer.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from controller.cli.output import Format, console, print_json
+from controller.cli.output import Format, console, print_json, print_object, print_rows
+from controller.core.freeze import Window
 from controller.core.gates import Verdict as Verdicts
 from controller.core.gates import pct, seconds
 from controller.core.plan import Mode, Plan
 from controller.describe import gate_row, stamp
 from controller.forecast.backtest import Backtest, PhaseRun
-from controller.forecast.baseline import Baseline, Durations, Rate
+from controller.forecast.baseline import Amounts, Baseline, Durations, Rate
+from controller.forecast.calendar import Step, ahead, calendar
 from controller.forecast.outlook import SURE, GateOutlook, Outlook, PhaseOutlook, Verdict
 from controller.forecast.replicates import Outcome, Result
 from controller.forecast.simulate import Conditions, End
@@ -27,14 +30,22 @@ from specfile import format_duration
 # --- plan -----------------------------------------------------------------------------------------------------------------------
 
 
-def show_outlook(plan: Plan, baseline: Baseline, found: Outlook, output: Format) -> None:
-    if output == "json":
-        print_json(_outlook_json(plan, baseline, found))
+def show_outlook(plan: Plan, baseline: Baseline, found: Outlook, begin: datetime, output: Format) -> None:
+    dates = Dates.of(plan, found, begin)
+    if output != "table":
+        print_object(_outlook_json(plan, baseline, found, dates), output)
         return
     _line(_answer(plan, found), style="bold")
     _line(f"{_whose(plan)}, {_traffic(baseline)}")
     _line("")
     _print(_phases_table(found))
+    _line("")
+    _line(f"Started now, all going well (UTC{', freezes counted' if plan.freezes else ''}, people answering at once):")
+    _print(_calendar_table(dates))
+    _list("Frozen on the way:", [f"{w.name}: {_day(w.starts)} to {_day(w.ends)}" for w in dates.frozen])
+    if (cost := _cost(plan, baseline, found)) is not None:
+        _line("")
+        _line(_cost_line(plan, cost))
     _line("")
     _line(
         f"Smallest regression that each gate catches while the phase lasts, about {SURE * 10:.0f} times out of 10 "
@@ -123,17 +134,70 @@ def _remedy(phase: PhaseOutlook) -> str:
 def _assumptions(plan: Plan, baseline: Baseline) -> list[str]:
     known = list(baseline.assumed)
     if plan.freezes:
-        known.append(f"freezes are not counted ({', '.join(f.name for f in plan.freezes)})")
+        known.append("freezes are counted in the calendar and in nothing else")
     return known
 
 
-def _outlook_json(plan: Plan, baseline: Baseline, found: Outlook) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dates:
+    """A plan on the calendar: as phases last in the median, and as nine out of ten last at most; and the freezes until then."""
+
+    median: tuple[Step, ...]
+    late: tuple[Step, ...]
+    frozen: tuple[Window, ...]
+
+    @classmethod
+    def of(cls, plan: Plan, found: Outlook, begin: datetime) -> "Dates":
+        median, late = (calendar(plan, [p.lasts and p.lasts[i] for p in found.phases], begin) for i in (0, 1))
+        return cls(median=median, late=late, frozen=ahead(plan, begin, late))
+
+
+def _calendar_table(dates: Dates) -> Table:
+    table = _table("phase", "begins", "9 of 10 by", "waits for a freeze", "asks before")
+    for step, late in zip(dates.median, dates.late, strict=True):
+        frozen = f"{span(step.waited)} ({step.frozen})" if step.waited else ""
+        table.add_row(step.phase or "promoted", _day(step.at), _day(late.at), frozen, step.approval)
+    return table
+
+
+def _day(at: datetime | None) -> str:
+    return "never" if at is None else f"{at.astimezone(UTC):%a %Y-%m-%d %H:%M}"
+
+
+def _cost(plan: Plan, baseline: Baseline, found: Outlook) -> dict[str, float] | None:
+    """Dollars of the candidate, by phase, at the baseline's price of a request; None where no price is known or a phase never ends."""
+    price = next((p.mean for p in baseline.parts.values() if isinstance(p, Amounts)), None)
+    if price is None or baseline.source == "given" or found.finish is None:
+        return None
+    return {p.name: p.candidate_rps * p.lasts[0].total_seconds() * price for p in found.phases if p.lasts is not None}
+
+
+def _cost_line(plan: Plan, cost: Mapping[str, float]) -> str:
+    mirrored = sum(cost[p.name] for p in plan.phases if p.mode is Mode.SHADOW)
+    extra = f", of which {mirrored:,.2f} USD for mirrored copies that come on top" if mirrored else ""
+    return f"The candidate's answers cost {sum(cost.values()):,.2f} USD until then, at the baseline's price of a request{extra}."
+
+
+def _outlook_json(plan: Plan, baseline: Baseline, found: Outlook, dates: Dates) -> dict[str, Any]:
     return {
         "rollout": plan.name,
         "verdict": found.verdict.value,
         "method": "computed from the gates' formulas (normal approximation), for a candidate like the baseline",
         "traffic": {"source": baseline.source, "rps": baseline.rps, "assumed": list(baseline.assumed)},
         "finish_s": _pair(found.finish),
+        "calendar": [
+            {
+                "phase": step.phase or None,
+                "begins_at": stamp(step.at),
+                "by": stamp(late.at),
+                "frozen": step.frozen or None,
+                "waits_s": step.waited.total_seconds(),
+                "asks": step.approval or None,
+            }
+            for step, late in zip(dates.median, dates.late, strict=True)
+        ],
+        "freezes": [{"name": w.name, "starts_at": stamp(w.starts), "ends_at": stamp(w.ends)} for w in dates.frozen],
+        "cost_usd": _cost(plan, baseline, found),
         "phases": [
             {
                 "name": p.name,
@@ -179,8 +243,12 @@ def _outlook_json(plan: Plan, baseline: Baseline, found: Outlook) -> dict[str, A
 
 
 def show_scenarios(lines: Mapping[str, str], output: Format) -> None:
+    rows = [{"scenario": name, "text": text} for name, text in lines.items()]
     if output == "json":
-        print_json([{"scenario": name, "text": text} for name, text in lines.items()])
+        print_json(rows)
+        return
+    if output != "table":
+        print_rows(rows, ("scenario", "text"), output)
         return
     table = _table("scenario", "the candidate")
     for name, text in lines.items():
@@ -191,8 +259,8 @@ def show_scenarios(lines: Mapping[str, str], output: Format) -> None:
 def show_results(
     plan: Plan, baseline: Baseline, results: Sequence[Result], conditions: Conditions, seed: int, output: Format
 ) -> None:
-    if output == "json":
-        print_json(_results_json(plan, baseline, results, conditions, seed))
+    if output != "table":
+        print_object(_results_json(plan, baseline, results, conditions, seed), output)
         return
     _line(_score(results), style="bold")
     _line(f"{_whose(plan)}, {_traffic(baseline)}; {results[0].replicates} rollouts of each scenario, seed {seed}")
@@ -289,8 +357,8 @@ def _results_json(plan: Plan, baseline: Baseline, results: Sequence[Result], con
 
 
 def show_backtest(plan: Plan, found: Backtest, output: Format) -> None:
-    if output == "json":
-        print_json(_backtest_json(plan, found))
+    if output != "table":
+        print_object(_backtest_json(plan, found), output)
         return
     stopped = [p for p in found.phases if p.stopped is not None]
     _line(_ruling(found, stopped), style="bold")

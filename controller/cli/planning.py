@@ -86,7 +86,7 @@ def plan(file: Path, *, traffic: Traffic | None = None, output: Output = "table"
             found = outlook(wanted, baseline)
         except ValueError as exc:
             raise Usage(f"{file}: {exc}") from exc
-        planned.show_outlook(wanted, baseline, found, output)
+        planned.show_outlook(wanted, baseline, found, datetime.now(UTC), output)
         return 0
 
     return _answered(answer)

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +14,21 @@ from rich.live import Live
 
 from controller import act, codec, commands, describe
 from controller.cli.at_rest import readable
-from controller.cli.output import Output, console, errors, print_json, print_rows
+from controller.cli.output import Format, Output, console, errors, print_object, print_rows
 from controller.cli.screen import screen
-from controller.core.rollout import LogError, Rollout, replay
+from controller.core.decision import Hold, Why
+from controller.core.rollout import (
+    Aborted,
+    AwaitingApproval,
+    Decided,
+    Entry,
+    LogError,
+    Paused,
+    Promoted,
+    RolledBack,
+    Rollout,
+    replay,
+)
 from controller.ports import Ports, UnknownRollout
 from controller.settings import Settings, load
 from controller.spec import read
@@ -25,7 +37,17 @@ from controller.wiring import Controller, caller_of, check_models, open_controll
 Id = Annotated[str, Parameter(help="The rollout's id, or the beginning of it")]
 Actor = Annotated[str | None, Parameter(help="Who acts; default: PENSTOCK_ACTOR or the login name")]
 
-EXIT_ROLLED_BACK, EXIT_WAITS, EXIT_TIMEOUT = 3, 4, 5
+Wait = Annotated[bool, Parameter(negative="", help="Go on until it ends or a person is needed; the exit code says which")]
+Timeout = Annotated[float | None, Parameter(name="--timeout", help="Seconds to go on at the longest; exit code 5 then")]
+
+EXIT_ROLLED_BACK, EXIT_WAITS, EXIT_TIMEOUT, EXIT_HELD = 3, 4, 5, 6
+
+HISTORY = ("seq", "at", "actor", "kind", "text")
+RECENT = 6
+"""Rows of the log that the live screen shows."""
+
+_HELD = frozenset({Why.FROZEN, Why.NOT_ENOUGH_EVIDENCE, Why.METRICS_FAILED, Why.DEAD_MAN, Why.PAUSED})
+"""Holds that are no part of a rollout that goes well."""
 
 
 @contextmanager
@@ -58,7 +80,16 @@ def resolve(ports: Ports, rollout_id: str) -> str:
     raise UnknownRollout(f"{rollout_id!r} begins {len(found)} rollouts: {', '.join(found[:5])}")
 
 
-def start(file: Path, *, key: str | None = None, actor: Actor = None, dry_run: bool = False, output: Output = "table") -> int:
+def start(
+    file: Path,
+    *,
+    key: str | None = None,
+    actor: Actor = None,
+    dry_run: bool = False,
+    wait: Wait = False,
+    timeout_s: Timeout = None,
+    output: Output = "table",
+) -> int:
     """
     Start a rollout from a rollout.yaml.
 
@@ -87,9 +118,11 @@ def start(file: Path, *, key: str | None = None, actor: Actor = None, dry_run: b
             people=None if file_of is None else file_of.people(),
             check=lambda: check_models(settings, plan),
         )
+        for part in spec.kept_for_later():
+            errors.print(f"note: {part} is kept in the audit log, but this release does not act on it yet")
+        if wait:
+            return follow(controller.ports, rollout.id, timeout_s, output, until_people=True)
         say(rollout, controller.ports, output)
-    for part in spec.kept_for_later():
-        errors.print(f"note: {part} is kept in the audit log, but this release does not act on it yet")
     return 0
 
 
@@ -120,25 +153,45 @@ def _listed(ports: Ports, rollout_id: str) -> dict[str, Any]:
 def get(
     rollout_id: Id,
     *,
-    watch: Annotated[bool, Parameter(name=["--watch", "-w"], help="Go on until it ends")] = False,
-    timeout_s: Annotated[float | None, Parameter(name="--timeout", help="Seconds to watch at the longest")] = None,
+    watch: Annotated[bool, Parameter(name=["--watch", "-w"], negative="", help="Go on until it ends")] = False,
+    wait: Wait = False,
+    timeout_s: Timeout = None,
     output: Output = "table",
 ) -> int:
-    """Where a rollout stands, what was decided last and what comes next."""
+    """
+    Where a rollout stands, what was decided last and what comes next.
+
+    Exit code: 0 on its way or promoted, 3 rolled back or aborted, 4 waits for an approval, 5 time ran out, 6 paused, frozen, or held for lack
+    of evidence.
+    """
     with log_opened() as ports:
         name = resolve(ports, rollout_id)
-        if not watch:
+        if not watch and not wait:
             entries = ports.audit.entries(name)
             rollout = replay(entries)
-            if output == "json":
-                print_json(describe.detail(rollout, entries))
+            detail = describe.detail(rollout, entries, ports.audit.now())
+            if output != "table":
+                print_object(detail, output)
             else:
-                console.print(screen(describe.detail(rollout, entries)))
-            return _code(rollout)
-        return _watch(ports, name, timeout_s, output)
+                console.print(screen(detail))
+            return code_of(rollout, entries)
+        return follow(ports, name, timeout_s, output, until_people=wait)
 
 
-def _watch(ports: Ports, name: str, timeout_s: float | None, output: str) -> int:
+def follow(ports: Ports, name: str, timeout_s: float | None, output: Format, *, until_people: bool) -> int:
+    """
+    Show a rollout until it ends.
+
+    Args:
+        ports: Where to look.
+        name: Its id.
+        timeout_s: Seconds to go on at the longest; None for no limit.
+        output: For a terminal a screen that is drawn anew; else a line for each row of the log.
+        until_people: End also where it waits for a person: an approval, or somebody who resumes it.
+
+    Returns:
+        The exit code.
+    """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     seen = 0
     live = Live(console=console, auto_refresh=False) if output == "table" and sys.stdout.isatty() else None
@@ -149,17 +202,18 @@ def _watch(ports: Ports, name: str, timeout_s: float | None, output: str) -> int
             entries = ports.audit.entries(name)
             rollout = replay(entries)
             if live is not None:
-                live.update(screen(describe.detail(rollout, entries)), refresh=True)
+                now = ports.audit.now()
+                recent = [describe.history_row(e) for e in entries[-RECENT:]]
+                live.update(screen(describe.detail(rollout, entries, now), recent, now), refresh=True)
             else:
-                for entry in entries[seen:]:
-                    row = describe.history_row(entry)
-                    if output == "json":
-                        print_json(row)
-                    else:
-                        console.print(f"{row['at']}  {row['actor']:<12} {row['kind']:<18} {row['text']}", soft_wrap=True)
+                rows = [describe.history_row(e) for e in entries[seen:]]
+                if output != "table":
+                    print_rows(rows, HISTORY, output, header=not seen)
+                for row in rows if output == "table" else ():
+                    console.print(f"{row['at']}  {row['actor']:<12} {row['kind']:<18} {row['text']}", soft_wrap=True)
             seen = len(entries)
-            if rollout.ended:
-                return _code(rollout)
+            if rollout.ended or (until_people and isinstance(rollout.state, AwaitingApproval | Paused)):
+                return code_of(rollout, entries)
             if deadline is not None and time.monotonic() > deadline:
                 return EXIT_TIMEOUT
             time.sleep(1.0)
@@ -172,9 +226,13 @@ def why(rollout_id: Id, *, output: Output = "table") -> int:
     """Why traffic moved, or did not: the sentence, the numbers, the queries."""
     with log_opened() as ports:
         entries = ports.audit.entries(resolve(ports, rollout_id))
-    told = describe.explanation(replay(entries), entries)
-    if output == "json":
-        print_json(told)
+        now = ports.audit.now()
+    told = describe.explanation(replay(entries), entries, now)
+    if output == "csv":
+        print_rows(told["gates"], ("gate", "verdict", "observed", "limit"), output)
+        return 0
+    if output != "table":
+        print_object(told, output)
         return 0
     console.print(f"[bold]{told['rollout_id']}[/bold]  {told.get('standing', '')}", soft_wrap=True)
     console.print(told["sentence"], soft_wrap=True, markup=False)
@@ -200,24 +258,34 @@ def history(rollout_id: Id, *, output: Output = "table") -> int:
     with log_opened() as ports:
         name = resolve(ports, rollout_id)
         entries = ports.audit.entries(name)
-        if output == "json":
+        if output != "table":
             entries = [ports.audit.entry(name, e.seq) for e in entries]
-    rows = (describe.history_json(e) if output == "json" else describe.history_row(e) for e in entries)
-    print_rows(rows, ("seq", "at", "actor", "kind", "text"), output)
+    rows = (describe.history_json(e) if output in ("json", "jsonl") else describe.history_row(e) for e in entries)
+    print_rows(rows, HISTORY, output)
     return 0
 
 
-def say(rollout: Rollout, ports: Ports, output: str) -> None:
-    if output == "json":
-        print_json(describe.detail(rollout, ports.audit.entries(rollout.id)))
+def say(rollout: Rollout, ports: Ports, output: Format) -> None:
+    if output != "table":
+        print_object(describe.detail(rollout, ports.audit.entries(rollout.id), ports.audit.now()), output)
     else:
         console.print(f"{rollout.id}: {describe.summary(rollout)['standing']}", soft_wrap=True)
 
 
-def _code(rollout: Rollout) -> int:
-    return {"rolled_back": EXIT_ROLLED_BACK, "aborted": EXIT_ROLLED_BACK, "awaiting_approval": EXIT_WAITS}.get(
-        describe.state_name(rollout), 0
-    )
+def code_of(rollout: Rollout, entries: Sequence[Entry]) -> int:
+    """The exit code that says where it stands."""
+    match rollout.state:
+        case RolledBack() | Aborted():
+            return EXIT_ROLLED_BACK
+        case AwaitingApproval():
+            return EXIT_WAITS
+        case Paused():
+            return EXIT_HELD
+        case Promoted():
+            return 0
+    last = entries[-1].event
+    held = isinstance(last, Decided) and isinstance(last.decision, Hold) and last.decision.why in _HELD
+    return EXIT_HELD if held else 0
 
 
 def _proof(have: float | None, needed: float | None) -> str:

@@ -1,5 +1,7 @@
 """One rollout as a screen: the phase bar, where it stands, its gates, and what comes next."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from rich.console import Group
@@ -9,10 +11,12 @@ from rich.text import Text
 _STYLE = {"pass": "green", "breach": "bold red", "insufficient": "yellow", "error": "magenta"}
 
 
-def screen(detail: dict[str, Any]) -> Group:
+def screen(detail: dict[str, Any], recent: Sequence[dict[str, Any]] = (), now: datetime | None = None) -> Group:
     """
     Args:
         detail: As `describe.detail` gives it.
+        recent: The last rows of its log, as `describe.history_row` gives them.
+        now: With it, the next gate check is counted down to.
     """
     head = Text.assemble((detail["rollout_id"], "bold"), "  ", detail["standing"])
     sides = Text(f"{detail['baseline']} to {detail['candidate']}, flag {detail['flag']} in {detail['environment']}", style="dim")
@@ -29,8 +33,34 @@ def screen(detail: dict[str, Any]) -> Group:
             verdict = Text(gate["verdict"], style=_STYLE[gate["verdict"]])
             table.add_row(gate["gate"], verdict, f"{gate['n']:.0f}" if gate["n"] else "", gate["reason"])
         parts.append(table)
+    if (frozen := detail["frozen"]) is not None:
+        parts.append(Text(f"frozen by {frozen['name']} until {_minute(frozen['until'])}: nothing is raised", style="yellow"))
+    elif detail["freezes"]:
+        first = detail["freezes"][0]
+        parts.append(
+            Text(f"freeze {first['name']} from {_minute(first['starts_at'])} to {_minute(first['ends_at'])}", style="dim")
+        )
     parts.append(Text(f"next: {detail['next']}"))
+    if now is not None and (due := detail["next_look"]) is not None:
+        left = max((datetime.fromisoformat(due) - now).total_seconds(), 0.0)
+        parts.append(
+            Text(
+                f"next gate check in {int(left) // 60}:{int(left) % 60:02d}" if left >= 1 else "a gate check is due", style="dim"
+            )
+        )
+    if recent:
+        log = Table(box=None, pad_edge=False, show_header=False)
+        log.add_column(style="dim", no_wrap=True)
+        log.add_column(no_wrap=True)
+        log.add_column(overflow="ellipsis", no_wrap=True)
+        for row in reversed(recent):
+            log.add_row(row["at"][11:19], row["kind"], row["text"])
+        parts += [Text(""), log]
     return Group(*parts)
+
+
+def _minute(stamp: str) -> str:
+    return f"{datetime.fromisoformat(stamp):%a %Y-%m-%d %H:%M} UTC"
 
 
 def bar(detail: dict[str, Any]) -> Text:

@@ -4,12 +4,25 @@ Calendars in which nothing is raised. Recurrence is RFC 5545 by dateutil; time z
 Its one rule: freezing never stops a rollback.
 """
 
-from datetime import UTC, datetime, time, timedelta
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dateutil.rrule import rrulestr
 
 from controller.core.plan import Freeze, FreezeRule, FreezeSpan, PlanError
+
+LOOK_AHEAD = timedelta(days=366)
+"""A freeze that goes on for longer is said to end then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """One time in which a calendar is in force: UTC, `starts` included and `ends` excluded."""
+
+    name: str
+    starts: datetime
+    ends: datetime
 
 
 def frozen_until(freezes: tuple[Freeze, ...], now: datetime) -> tuple[str, datetime] | None:
@@ -19,29 +32,73 @@ def frozen_until(freezes: tuple[Freeze, ...], now: datetime) -> tuple[str, datet
         now: Aware time.
 
     Returns:
-        Name of a calendar that is in force and when it ends (UTC), or None.
+        Names of the calendars that follow each other without a gap from now on, and when the last of them ends (UTC); None where none is in
+        force.
     """
-    for freeze in freezes:
-        zone = ZoneInfo(freeze.timezone)
-        match freeze:
-            case FreezeSpan():
-                starts, ends = freeze.starts.replace(tzinfo=zone), freeze.ends.replace(tzinfo=zone)
-                if starts <= now < ends:
-                    return freeze.name, ends.astimezone(UTC)
-            case FreezeRule():
-                today = now.astimezone(zone).date()
-                if _occurs(freeze.rrule, today):
-                    day = today + timedelta(days=1)
-                    while _occurs(freeze.rrule, day) and day - today < timedelta(days=366):
-                        day += timedelta(days=1)
-                    return freeze.name, datetime.combine(day, time(), zone).astimezone(UTC)
-    return None
+    names: list[str] = []
+    ends = now
+    while (found := _in_force(freezes, ends)) is not None and ends - now < LOOK_AHEAD:
+        if found.name not in names:
+            names.append(found.name)
+        ends = found.ends
+    return (", ".join(names), ends) if names else None
 
 
-def _occurs(rule: str, day: object) -> bool:
-    start = datetime.combine(day, time())  # type: ignore[arg-type]  # a date
-    rules = rrulestr(rule, dtstart=start - timedelta(days=400))
-    return bool(rules.between(start, start + timedelta(days=1) - timedelta(seconds=1), inc=True))
+def windows(freezes: tuple[Freeze, ...], begin: datetime, end: datetime) -> tuple[Window, ...]:
+    """
+    When the calendars are in force, for people who look ahead.
+
+    Args:
+        freezes: The plan's calendars.
+        begin, end: Aware times.
+
+    Returns:
+        What begins before `end` and ends after `begin`, by beginning; whole, also where it reaches beyond them.
+    """
+    found = [w for freeze in freezes for w in _windows(freeze, begin, end) if w.starts < end and w.ends > begin]
+    return tuple(sorted(found, key=lambda w: (w.starts, w.ends, w.name)))
+
+
+def _in_force(freezes: tuple[Freeze, ...], now: datetime) -> Window | None:
+    """The one that ends last of those that are in force."""
+    found = [w for w in windows(freezes, now, now + timedelta(microseconds=1)) if w.starts <= now]
+    return max(found, key=lambda w: w.ends, default=None)
+
+
+def _windows(freeze: Freeze, begin: datetime, end: datetime) -> list[Window]:
+    zone = ZoneInfo(freeze.timezone)
+    match freeze:
+        case FreezeSpan():
+            starts, ends = freeze.starts.replace(tzinfo=zone), freeze.ends.replace(tzinfo=zone)
+            return [Window(name=freeze.name, starts=starts.astimezone(UTC), ends=ends.astimezone(UTC))]
+        case FreezeRule():
+            first, last = begin.astimezone(zone).date(), end.astimezone(zone).date()
+            days = _days(freeze.rrule, first - LOOK_AHEAD, last + LOOK_AHEAD)
+            return [
+                Window(name=freeze.name, starts=_midnight(a, zone), ends=_midnight(b + timedelta(days=1), zone))
+                for a, b in _runs(days)
+            ]
+
+
+def _days(rule: str, first: date, last: date) -> list[date]:
+    # Nothing of a rule depends on its first day, see `_unclear`: it only has to lie before.
+    rules = rrulestr(rule, dtstart=datetime.combine(first, time()))
+    return [at.date() for at in rules.between(datetime.combine(first, time()), datetime.combine(last, time()), inc=True)]
+
+
+def _runs(days: list[date]) -> list[tuple[date, date]]:
+    """First and last of days that follow each other."""
+    runs: list[tuple[date, date]] = []
+    for day in days:
+        if runs and day - runs[-1][1] <= timedelta(days=1):
+            runs[-1] = (runs[-1][0], day)
+        else:
+            runs.append((day, day))
+    return runs
+
+
+def _midnight(day: date, zone: ZoneInfo) -> datetime:
+    return datetime.combine(day, time(), zone).astimezone(UTC)
 
 
 def _unclear(rule: str) -> str:

@@ -110,6 +110,9 @@ class Amounts:
 
 Part = Rate | Durations | Amounts
 
+NO_PRICE = 0.01
+"""Cost of a request of which nobody knows the price: only its spread counts then."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
@@ -237,7 +240,7 @@ def _part(question: Question, given: Given, limits: Mapping[str, float], notes: 
                 notes.append(f"{question.key[:60]}: taken to be distributed like the latency")
             return Durations(portion=portion, shape=Shape.lognormal(median, p95))
         case Kind.MEAN:
-            return Amounts(portion=portion, mean=0.01, cv=given.cost_cv)
+            return Amounts(portion=portion, mean=NO_PRICE, cv=given.cost_cv)
 
 
 def measured(plan: Plan, traffic: Traffic) -> Baseline:

@@ -275,3 +275,35 @@ def test_a_backtest_that_cannot_be_made_is_wrong_usage(bare: Cli, file: Path, wo
 def test_a_backtest_without_prometheus_says_how_to_name_one(bare: Cli, file: Path) -> None:
     answer = bare("backtest", file, "--from", "1h")
     assert answer.code == 1 and "PENSTOCK_PROMETHEUS_URL" in answer.err
+
+
+# --- the calendar ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_stands_on_the_calendar_with_its_freezes(bare: Cli, tmp_path: Path) -> None:
+    begin = datetime.now(UTC)
+    frozen = [(begin + timedelta(minutes=45)).replace(tzinfo=None), (begin + timedelta(hours=10)).replace(tzinfo=None)]
+    file = tmp_path / "frozen.yaml"
+    file.write_text(
+        PLAN + f'freeze: [{{name: night, from: "{frozen[0].isoformat()}", to: "{frozen[1].isoformat()}", timezone: UTC}}]\n'
+    )
+    found = json.loads(bare("plan", file, "--rps", "100", "-o", "json").out)
+    shadow, canary, full, promoted = found["calendar"]
+    at = {step["phase"]: datetime.fromisoformat(step["begins_at"]) for step in found["calendar"]}
+    assert (shadow["phase"], canary["phase"], full["phase"], promoted["phase"]) == ("shadow", "canary", "full", None)
+    # The mirrored half hour is over before the freeze, the canary's is not.
+    assert at["canary"] - at["shadow"] == timedelta(minutes=30) and canary["frozen"] is None
+    assert at["full"] == frozen[1].replace(tzinfo=UTC) and full["frozen"] == "night"
+    assert full["waits_s"] == pytest.approx((at["full"] - at["canary"] - timedelta(minutes=30)).total_seconds())
+    assert full["asks"] == "1 of managers"
+    assert at[None] - at["full"] == timedelta(minutes=30)
+    assert [f["name"] for f in found["freezes"]] == ["night"]
+    out = bare("plan", file, "--rps", "100").out
+    assert "waits for a freeze" in out and "(night)" in out and "Frozen on the way:" in out
+
+
+def test_a_plan_that_is_never_left_has_no_dates_after_that(bare: Cli, file: Path) -> None:
+    found = json.loads(bare("plan", file, "--rps", "100", "--error-rate", "2%", "-o", "json").out)
+    assert found["calendar"][0]["begins_at"] is not None
+    assert found["calendar"][-1]["begins_at"] is None
+    assert "never" in bare("plan", file, "--rps", "100", "--error-rate", "2%").out

@@ -142,7 +142,7 @@ def _reading(api: FastAPI, parts: Api, door: Door) -> None:
     )
     def get_rollout(rollout_id: RolloutId, call: Reader) -> Response:
         entries = audit.entries(rollout_id)
-        return as_json(describe.detail(replay(entries), entries))
+        return as_json(describe.detail(replay(entries), entries, audit.now()))
 
     @api.get(
         "/rollouts/{rollout_id}/why",
@@ -153,7 +153,7 @@ def _reading(api: FastAPI, parts: Api, door: Door) -> None:
     )
     def why(rollout_id: RolloutId, call: Reader) -> Response:
         entries = audit.entries(rollout_id)
-        return as_json(describe.explanation(replay(entries), entries))
+        return as_json(describe.explanation(replay(entries), entries, audit.now()))
 
     @api.get(
         "/rollouts/{rollout_id}/decisions",
@@ -498,7 +498,7 @@ def _quiet(app: ASGIApp) -> ASGIApp:
 
 
 def _detail(parts: Api, rollout: Rollout) -> dict[str, Any]:
-    return describe.detail(rollout, parts.ports.audit.entries(rollout.id))
+    return describe.detail(rollout, parts.ports.audit.entries(rollout.id), parts.ports.audit.now())
 
 
 def _fresh_key() -> str:

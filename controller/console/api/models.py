@@ -147,13 +147,27 @@ class OverrideOut(BaseModel):
     ticket: str
 
 
+class FrozenOut(BaseModel):
+    name: str
+    until: str
+
+
+class FreezeOut(BaseModel):
+    name: str
+    starts_at: str
+    ends_at: str
+
+
 class Detail(Summary):
     phases: list[PhaseOut]
     last_decision: DecisionOut | None
     next: str
+    next_look: str | None = Field(description="When the next gate check is due; null where only a person can change something")
     gates: list[GateOut]
     question: QuestionOut | None
     override: OverrideOut | None
+    frozen: FrozenOut | None = Field(description="The freeze in force: nothing is raised")
+    freezes: list[FreezeOut] = Field(description="Freezes of the next 14 days")
     step: str = Field(description="Digest of the step that comes next; empty where none does")
     plan_digest: str
     audit_rows: int

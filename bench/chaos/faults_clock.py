@@ -78,12 +78,14 @@ def _clock(name: str, how: str, *, zone: str = "UTC", then: str = "", quick: int
         world.note(f"the clock shows {shown}")
         plans = [world.plan(every=EVERY, flag=f"{world.name}-{who}") for who in ("wrong", "right", "both")]
         alone, beside, shared = (world.start(w, p) for w, p in zip((wrong, right, wrong), plans, strict=True))
+        flags = dict(zip((alone, beside, shared), (p.flag for p in plans), strict=True))
         for _ in range(TRIES):
             for worker, rollout_id in ((wrong, alone), (right, beside), (wrong, shared), (right, shared)):
-                world.look(worker, rollout_id, may_raise=True, force=False)
+                if world.weight(flags[rollout_id]) < HALF:  # who is ahead waits, and is not promoted before the alarm
+                    world.look(worker, rollout_id, may_raise=True, force=False)
             if then:
                 dial.write_text(then)
-            if all(world.weight(p.flag) >= HALF for p in plans) or _times(world, begun):
+            if all(world.weight(flag) >= HALF for flag in flags.values()) or _times(world, begun):
                 break
             time.sleep(0.2)
         if early := _times(world, begun):

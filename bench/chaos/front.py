@@ -299,7 +299,8 @@ def _answers(name: str, change: Change, *, usable: bool = False, lies: bool = Fa
     @kind(name, usable=usable, lies=lies)
     def answer(exchange: Exchange) -> None:
         data = json.loads(exchange.ask())
-        change(data)
+        if "data" in data:  # its own errors stay what they are
+            change(data)
         exchange.write(reply(json.dumps(data).encode()))
 
 

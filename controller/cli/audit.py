@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from controller.cli.at_rest import readable
 from controller.cli.output import Format, Output, console, errors, print_object
@@ -25,6 +25,13 @@ Since = Annotated[str | None, Parameter(help="Check only from this head on, ID:H
 Heads = Annotated[Path | None, Parameter(help="A file of published heads; the log must contain each")]
 PublicKey = Annotated[Path | None, Parameter(help="The key (PEM) that all heads of --heads must be signed with")]
 Export = Annotated[Path | None, Parameter(help="Verify an export instead of the database")]
+Processes = Annotated[
+    int | None,
+    Parameter(
+        validator=validators.Number(gte=1, lte=64),
+        help="To read with; default: for much to read, half as many as there are processors",
+    ),
+]
 Form = Annotated[Literal["jsonl", "csv"], Parameter(help="Of the rows")]
 Out = Annotated[str, Parameter(help="The folder to make, or - for rows alone on stdout", allow_leading_hyphen=True)]
 Time = Annotated[str | None, Parameter(help="ISO 8601 (UTC unless it says otherwise)")]
@@ -38,6 +45,7 @@ def verify(
     heads: Heads = None,
     public_key: PublicKey = None,
     export: Export = None,
+    processes: Processes = None,
     output: Output = "table",
 ) -> int:
     """Follow the hash chain through every row and every raw answer; exit code 1 and the places if anything does not fit."""
@@ -56,7 +64,7 @@ def verify(
     else:
         begin = None if since is None else _head("--since", since)
         with readable(load()) as settings, _progress("rows") as progress:
-            found = chain.verify(_database(settings), known, since=begin, progress=progress)
+            found = chain.verify(_database(settings), known, since=begin, progress=progress, processes=processes)
             if found.ok and not problems:
                 _say_so(_database(settings))
     return _tell(found, problems, heads is not None and public_key is None, output)

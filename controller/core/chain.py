@@ -174,7 +174,7 @@ def join(before: Stretch, after: Stretch, findings: Findings) -> Stretch:
     Two stretches as one; what does not fit between them goes to `findings`.
 
     Args:
-        before: What comes first; an empty one is the beginning of the log.
+        before: What comes first; an empty one is the beginning of the log. It is used up: what is returned grows out of it.
         after: What follows it.
         findings: Where problems go.
     """
@@ -188,14 +188,16 @@ def join(before: Stretch, after: Stretch, findings: Findings) -> Stretch:
         ended = before.ends.get(rollout_id, 0)
         if seq != ended + 1:
             findings.add(None, "sequence", _sequence(rollout_id, seq, ended))
+        before.begins.setdefault(rollout_id, seq)
+    before.ends.update(after.ends)
     return Stretch(
         first=before.first or after.first,
         last=after.last,
         prev_hash=before.prev_hash if before.rows else after.prev_hash,
         hash=after.hash,
         rows=before.rows + after.rows,
-        begins=after.begins | before.begins,
-        ends=before.ends | after.ends,
+        begins=before.begins,
+        ends=before.ends,
     )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from controller.core.digests import Digests
 from controller.core.measurement import Counts, Sampled
 from controller.core.plan import Mode, Phase, Plan, Policy, RateLimit, Silence
 from controller.core.rollout import Decided
-from controller.ports import BadHeads, FlagChange, Ports
+from controller.ports import AuditUnavailable, BadHeads, FlagChange, Ports
 from controller.publish import publish
 from controller.recheck import COMPUTED, recheck, recheck_all
 from controller.tick import tick
@@ -248,17 +249,31 @@ def test_a_missing_row_after_a_known_head_is_found(audit: PostgresAudit, owner_u
     assert {p.kind for p in verify(url, since=known).problems} == {"gap", "sequence"}
 
 
-def test_a_log_that_is_read_in_two_streams_is_one_chain(
-    audit: PostgresAudit, owner_url: str, url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("processes", [None, 1, 2])
+def test_a_log_that_is_read_in_pieces_is_one_chain_and_its_problems_are_told_in_order(
+    audit: PostgresAudit, owner_url: str, url: str, monkeypatch: pytest.MonkeyPatch, processes: int | None
 ) -> None:
-    monkeypatch.setattr(chain, "FEW", 1)
-    monkeypatch.setattr(chain, "BATCH", 2)
+    monkeypatch.setattr(chain, "PIECE", 2)
+    monkeypatch.setattr(chain, "BATCH", 1)
     for number in range(3):
         fill(audit, f"r{number}", f"flag-{number}", rows=5)
-    report = verify(url)
+    told: list[tuple[str, int]] = []
+    report = chain.verify(url, processes=processes, progress=lambda what, more: told.append((what, more)))
     assert (report.ok, report.rows, report.rollouts, report.answers) == (True, 15, 3, 2)
+    assert sum(n for what, n in told if what == "rows") == 15 and sum(n for what, n in told if what == "answers") == 2
     as_owner(owner_url, SILENCED, "DELETE FROM penstock.audit WHERE id = 8")
-    assert {p.kind for p in verify(url).problems} == {"gap", "sequence"}
+    as_owner(owner_url, SILENCED, "UPDATE penstock.audit SET actor = 'mallory' WHERE id IN (3, 12)")
+    found = [(p.audit_id, p.kind) for p in chain.verify(url, processes=processes).problems]
+    assert found == [(3, "hash"), (9, "gap"), (12, "hash"), (None, "sequence")]
+
+
+def test_a_process_that_dies_is_said_and_nothing_is_said_about_the_log(
+    audit: PostgresAudit, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(audit)
+    monkeypatch.setattr(chain, "_take", os.abort)  # what every process of the pool begins with
+    with pytest.raises(AuditUnavailable, match="a process that read it died"):
+        chain.verify(url, processes=2)
 
 
 # --- published heads ------------------------------------------------------------------------------------------------------------

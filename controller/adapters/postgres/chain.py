@@ -1,17 +1,20 @@
 """
 Whether the audit log in the database is what was written: the hash chain, row by row, and every raw answer against its digest.
 
-It reads streams of one snapshot of the database, two at a time, with the rights of a reader, and hands them to `controller.core.chain`. Its one
+It reads pieces of one snapshot of the database, several at a time, with the rights of a reader, and hands them to `controller.core.chain`. Its one
 rule: what can be computed here is not believed. What a chain cannot show is that its end was cut off or that all of it was written anew; for
 that, give it heads that were published elsewhere.
 """
 
+import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -43,16 +46,20 @@ from controller.ports import AuditUnavailable
 STATEMENT_TIMEOUT = "1h"
 
 STREAMS = 2
-"""Read at the same time: the server decompresses for one while the other's rows are hashed."""
+"""Read at the same time by one process: the server decompresses for one while the other's rows are hashed."""
+
+PROCESSES_MAX = 8
+LARGE = 200_000_000
+"""Bytes of rows from which processes of their own are worth the second that they take to start."""
 
 BATCH = 2000
-"""Rows between two words about progress, and between two checks of what they refer to."""
+"""Rows between two checks of what they refer to."""
 
-FEW = 4 * BATCH
-"""Rows that are not worth a second stream."""
+PIECE = 10 * BATCH
+"""Rows that are followed in one go, answers' digests alike in sixteenths: small enough to tell how far it is."""
 
 Progress = Callable[[str, int], None]
-"""Told how many more ``rows`` or ``answers`` were checked; from any thread."""
+"""Told how many more ``rows`` or ``answers`` were checked."""
 
 
 def silent(what: str, more: int) -> None:
@@ -60,11 +67,19 @@ def silent(what: str, more: int) -> None:
 
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+Part = TypeVar("Part")
 
 _JSON_TEXT = frozenset({"verdicts", "reasons", "event"})
 
 
-def verify(url: str, heads: Sequence[Head] = (), *, since: Head | None = None, progress: Progress = silent) -> ChainReport:
+def verify(
+    url: str,
+    heads: Sequence[Head] = (),
+    *,
+    since: Head | None = None,
+    progress: Progress = silent,
+    processes: int | None = None,
+) -> ChainReport:
     """
     Check the audit log.
 
@@ -73,6 +88,7 @@ def verify(url: str, heads: Sequence[Head] = (), *, since: Head | None = None, p
         heads: Heads known from elsewhere, which the log must contain.
         since: A head up to which all was checked before: only its row and those after it are, and the answers that they rest on.
         progress: Told how far it is.
+        processes: To share the work; None for as many as pay: where there is much to read, one for every two processors.
 
     Raises:
         BadDatabaseUrl: the URL is not one.
@@ -80,16 +96,25 @@ def verify(url: str, heads: Sequence[Head] = (), *, since: Head | None = None, p
     """
     known = known_heads((*heads, since) if since else heads)
     findings = Findings()
-    with translated(AuditUnavailable, "verifying the audit log"), reading(url) as connection:
+    with translated(AuditUnavailable, "verifying the audit log"), _alive(), reading(url) as connection:
         lowest, highest = one_row(connection, "SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM {schema}.audit")
         low = lowest if since is None else since.id
-        reader = _Reader(url, one_row(connection, "SELECT pg_export_snapshot()")[0], known, findings, progress)
-        answers = reader.answers() if since is None else None
-        found = reader.stretch(low, highest, answers)
+        snapshot = _Snapshot(url=url, id=one_row(connection, "SELECT pg_export_snapshot()")[0], heads=known)
+        work = _Work(snapshot, processes or _processes(connection, low, lowest, highest), findings, progress)
+        answers = work.answers() if since is None else None
+        found = work.stretch(low, highest, answers)
         checked = join(Stretch() if since is None else _before(connection, low, found), found, findings)
         absent({i: h for i, h in known.items() if i >= low}, highest, findings)
         _strays(connection, findings)
-    return report(checked, findings, answers=reader.sound, heads=len(known))
+    return report(checked, findings, answers=work.sound, heads=len(known))
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    try:
+        yield
+    except BrokenExecutor as exc:
+        raise AuditUnavailable(f"verifying the audit log: a process that read it died ({exc})") from exc
 
 
 def head(url: str) -> Head | None:
@@ -140,48 +165,34 @@ def reading(url: str, snapshot: str | None = None) -> Iterator[Connection]:
         yield connection
 
 
-class _Reader:
-    """Streams of one snapshot. What they find goes to `findings`, in the order of the streams."""
+def _processes(connection: Connection, low: int, lowest: int, highest: int) -> int:
+    """How many pay."""
+    (size,) = one_row(connection, "SELECT pg_total_relation_size('{schema}.audit')")
+    if size * (highest + 1 - low) < LARGE * (highest + 1 - lowest):
+        return 1
+    if multiprocessing.current_process().daemon:
+        return 1  # it may not have any
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(cores // 2, PROCESSES_MAX), 1)  # the server decompresses for each of them
 
-    def __init__(self, url: str, snapshot: str, heads: Mapping[int, set[str]], findings: Findings, progress: Progress) -> None:
-        self._url, self._snapshot, self._heads = url, snapshot, heads
-        self._findings, self._progress = findings, progress
-        self.sound = 0
 
-    def answers(self) -> Digests:
-        """Digests of all answers that are what their digest says."""
-        halves = ("digest < '8'", "NOT digest < '8'")
-        with ThreadPoolExecutor(STREAMS, thread_name_prefix="answers") as pool:
-            found = list(pool.map(self._sound, (f"SELECT * FROM {SCHEMA}.audit_evidence WHERE {half}" for half in halves)))
-        for _, findings in found:
-            self._findings.take(findings)
-        digests = Digests(b"".join(packed for packed, _ in found))
-        self.sound += len(digests)
-        return digests
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Snapshot:
+    """What every piece is read from. `answers` are the digests of the sound ones; None reads those that the rows refer to."""
 
-    def stretch(self, low: int, high: int, answers: Digests | None) -> Stretch:
-        """
-        Follow the rows from `low` to `high`.
+    url: str
+    id: str
+    heads: Mapping[int, set[str]]
+    answers: Digests | None = None
 
-        Args:
-            low, high: Ids, both included.
-            answers: The sound ones; None reads those that the rows refer to.
-        """
-        cuts = [low, high + 1] if high - low < FEW else [low, (low + high) // 2, high + 1]
-        with ThreadPoolExecutor(STREAMS, thread_name_prefix="rows") as pool:
-            parts = list(pool.map(lambda ends: self._part(ends[0], ends[1], answers), pairwise(cuts)))
-        whole = Stretch()
-        for number, (found, findings) in enumerate(parts):
-            self._findings.take(findings)
-            whole = join(whole, found, self._findings) if number else found
-        return whole
-
-    def _part(self, low: int, end: int, answers: Digests | None) -> tuple[Stretch, Findings]:
+    def piece(self, low: int, end: int) -> tuple[Stretch, int, Findings]:
+        """Follow the rows from `low` to before `end`; how many answers were read, and what was found."""
         findings = Findings()
-        with reading(self._url, self._snapshot) as connection:
-            return follow(self._links(connection, low, end, answers, findings), self._heads, findings), findings
+        sound = [0]
+        with reading(self.url, self.id) as connection:
+            return follow(self._links(connection, low, end, sound, findings), self.heads, findings), sound[0], findings
 
-    def _links(self, connection: Connection, low: int, end: int, answers: Digests | None, findings: Findings) -> Iterator[Link]:
+    def _links(self, connection: Connection, low: int, end: int, sound: list[int], findings: Findings) -> Iterator[Link]:
         wanted: dict[bytes, int] = {}
         count = 0
         for audit_id, seq, rollout_id, prev_hash, stored, head, event, tail in rows(connection, f"id >= {low} AND id < {end}"):
@@ -193,32 +204,33 @@ class _Reader:
                 wanted.setdefault(digest, audit_id)
             count += 1
             if count == BATCH:
-                self._check(wanted, answers, findings)
-                self._progress("rows", count)
+                sound[0] += self._check(wanted, findings)
                 wanted, count = {}, 0
-        self._check(wanted, answers, findings)
-        self._progress("rows", count)
+        sound[0] += self._check(wanted, findings)
 
-    def _check(self, wanted: Mapping[bytes, int], answers: Digests | None, findings: Findings) -> None:
+    def _check(self, wanted: Mapping[bytes, int], findings: Findings) -> int:
+        """Whether the answers are there that rows refer to; how many were read for it."""
         if not wanted:
-            return
+            return 0
+        answers, read = self.answers, 0
         if answers is None:
             named = sql.SQL("SELECT * FROM {}.audit_evidence WHERE digest IN ({})").format(
                 sql.Identifier(SCHEMA), sql.SQL(",").join(sql.Literal(d.decode()) for d in wanted)
             )
-            packed, odd = self._sound(named.as_string())
+            packed, odd = self.sound(named.as_string())
             findings.take(odd)
             answers = Digests(packed)
-            self.sound += len(answers)
+            read = len(answers)
         for digest in answers.missing(wanted):
             text = f"row {wanted[digest]} rests on the answer {digest.decode()[:12]}, which is missing or was changed"
             findings.add(wanted[digest], "evidence", text)
+        return read
 
-    def _sound(self, query: str) -> tuple[bytearray, Findings]:
+    def sound(self, query: str) -> tuple[bytes, Findings]:
         """Digests of the answers of a query that are what their digest says, one after the other."""
-        packed, findings, count = bytearray(), Findings(), 0
+        packed, findings = bytearray(), Findings()
         asked = f"SELECT digest, encoding, pg_catalog.convert_to(answer, 'UTF8') FROM ({query}) AS asked"
-        with reading(self._url, self._snapshot) as connection:
+        with reading(self.url, self.id) as connection:
             for digest, encoding, stored in copied(connection, asked, ("text", "text", "bytea")):
                 try:
                     found = sha256(
@@ -231,10 +243,81 @@ class _Reader:
                     packed += found.digest()
                 else:
                     findings.add(None, "evidence", f"the answer {digest[:12]} hashes to {found.hexdigest()[:12]}: it was changed")
-                count += 1
-                if count % BATCH == 0:
-                    self._progress("answers", BATCH)
-        return packed, findings
+        return bytes(packed), findings
+
+
+_mine: _Snapshot
+"""What a process of the pool reads from: given to it once, since digests may be many."""
+
+
+def _take(snapshot: _Snapshot) -> None:
+    global _mine
+    _mine = snapshot
+
+
+def _piece(low: int, end: int) -> tuple[Stretch, int, Findings]:
+    return _mine.piece(low, end)
+
+
+def _sound(query: str) -> tuple[bytes, Findings]:
+    return _mine.sound(query)
+
+
+@dataclass(slots=True)
+class _Work:
+    """All pieces, by threads or by processes. What they find goes to `findings` in the order of the pieces, whoever is done first."""
+
+    snapshot: _Snapshot
+    processes: int
+    findings: Findings
+    progress: Progress
+    sound: int = field(default=0, init=False)
+
+    def answers(self) -> Digests:
+        """Digests of all answers that are what their digest says."""
+        parts = "0123456789abcdef"
+        halves = [f"digest < '{parts[1]}'"]
+        halves += [f"digest >= '{a}' AND digest < '{b}'" for a, b in pairwise(parts[1:])]
+        queries = [f"SELECT * FROM {SCHEMA}.audit_evidence WHERE {half}" for half in (*halves, f"digest >= '{parts[-1]}'")]
+        with self._pool(self.snapshot) as pool:
+            run = self.snapshot.sound if self.processes == 1 else _sound
+            found = self._done("answers", [pool.submit(run, q) for q in queries], lambda part: len(part[0]) // 32)
+        for _, findings in found:
+            self.findings.take(findings)
+        digests = Digests(b"".join(packed for packed, _ in found))
+        self.sound += len(digests)
+        return digests
+
+    def stretch(self, low: int, high: int, answers: Digests | None) -> Stretch:
+        """The rows from `low` to `high` (both included)."""
+        snapshot = replace(self.snapshot, answers=answers)
+        cuts = [*range(low, high + 1, PIECE), high + 1]
+        with self._pool(snapshot) as pool:
+            run = snapshot.piece if self.processes == 1 else _piece
+            found = self._done("rows", [pool.submit(run, a, b) for a, b in pairwise(cuts)], lambda part: part[0].rows)
+        whole = Stretch()
+        for number, (stretch, sound, findings) in enumerate(found):
+            self.findings.take(findings)
+            self.sound += sound
+            whole = join(whole, stretch, self.findings) if number else stretch
+        return whole
+
+    def _pool(self, snapshot: _Snapshot) -> Executor:
+        if self.processes == 1:
+            return ThreadPoolExecutor(STREAMS, thread_name_prefix="audit")
+        # Forked, a process would hold the sockets of the others.
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(self.processes, mp_context=context, initializer=_take, initargs=(snapshot,))
+
+    def _done(self, what: str, pieces: "Sequence[Future[Part]]", size: Callable[[Part], int]) -> list[Part]:
+        try:
+            for piece in as_completed(pieces):
+                self.progress(what, size(piece.result()))
+        except BaseException:
+            for piece in pieces:
+                piece.cancel()
+            raise
+        return [piece.result() for piece in pieces]
 
 
 def copied(connection: Connection, query: str, types: Sequence[str]) -> Iterator[tuple[Any, ...]]:

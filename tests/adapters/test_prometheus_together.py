@@ -105,7 +105,7 @@ def agree(one: TrafficRead, other: TrafficRead, flag: str) -> None:
     assert one.failure == other.failure, flag
     # Written out, as a ledger is stored: NaN and the order of keys are no difference.
     assert repr(one.traffic) == repr(other.traffic), flag
-    assert json.dumps(one.ledger, sort_keys=True) == json.dumps(other.ledger, sort_keys=True), flag
+    assert json.dumps(dict(one.ledger), sort_keys=True) == json.dumps(dict(other.ledger), sort_keys=True), flag
     assert one.evidence.keys() == other.evidence.keys()
     for key in one.evidence:
         assert same_evidence(one.evidence[key], other.evidence[key]), (flag, key)

@@ -216,7 +216,7 @@ def column(questions: Sequence[Question], read: TrafficRead, name: str, arm: str
 
 def stored(ledger: Mapping[str, object]) -> Mapping[str, object]:
     """As the audit log gives it back."""
-    return json.loads(json.dumps(ledger))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(dict(ledger)))  # type: ignore[no-any-return]
 
 
 # --- exactness ------------------------------------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def test_where_prometheus_had_not_begun_to_scrape_counting_begins_with_its_first
 
 def test_a_ledger_that_was_asked_otherwise_is_gone_on_from_without_counting_all_again(source: PrometheusSource) -> None:
     first = source.traffic((REQUESTS,), scope("exact", minutes(1)), {})
-    ledger = json.loads(json.dumps(first.ledger))
+    ledger = json.loads(json.dumps(dict(first.ledger)))
     # Another release read other selectors: all its counters look new to this one.
     ledger["questions"]["requests"] |= {"asked": "another", "last": {}}
     second = source.traffic((REQUESTS,), scope("exact", minutes(1.5)), ledger)

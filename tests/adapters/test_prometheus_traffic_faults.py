@@ -256,7 +256,7 @@ def test_a_question_that_failed_is_counted_in_one_piece_and_stays_in_step() -> N
     with fault_server(flaky) as server:
         for after_s in (61, 91, 121, 151):
             seen = read(server, after_s, ledger)
-            ledger = json.loads(json.dumps(seen.ledger))
+            ledger = json.loads(json.dumps(dict(seen.ledger)))
             rows.append((column(seen, "requests:total"), column(seen, "cost:count"), "cost" in traffic(seen).problems))
     assert rows == [
         ([15, 15, 15, 15], [15, 15, 15, 15], False),
@@ -356,7 +356,7 @@ def test_an_answer_that_cannot_be_trusted_counts_nothing_of_its_question(change:
     assert column(seen, "requests:total") == [15, 15]
     assert seen.ledger["questions"]["cost"] == first.ledger["questions"]["cost"]
     with fault_server(healthy) as server:
-        after = read(server, 121, json.loads(json.dumps(seen.ledger)))
+        after = read(server, 121, json.loads(json.dumps(dict(seen.ledger))))
     assert sum(column(after, "cost:count")) == 60
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 TIME_TOLERANCE_S = 1.0
 """The answer's time may differ by rounding; by more than that it is the answer to another question (a cache)."""
 
@@ -103,7 +105,10 @@ def excerpt(body: bytes, length: int = 120) -> str:
 
 def _object(body: bytes) -> Mapping[str, Any]:
     try:
-        data = json.loads(body)
+        try:
+            data = orjson.loads(body)
+        except orjson.JSONDecodeError:  # stricter than some that answer as Prometheus do: they write NaN and Infinity
+            data = json.loads(body)
     except (ValueError, RecursionError) as exc:
         raise Untrusted(f"not JSON: {excerpt(body)}") from exc
     if not isinstance(data, Mapping):

@@ -5,7 +5,7 @@ It stands between two looks, kept by the rollout's case. Its one rule: whatever 
 counting on from something else would count twice, or not at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,16 +34,9 @@ class Memory:
     problems: dict[str, str] = field(default_factory=dict)
     absent: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def dump(self) -> dict[str, Any]:
-        return {
-            "v": VERSION,
-            "at": self.at,
-            "since": self.since,
-            "base": self.base,
-            "questions": {key: kept.dump() for key, kept in self.books.items()},
-            "problems": dict(self.problems),
-            "absent": {key: list(arms) for key, arms in self.absent.items()},
-        }
+    def dump(self) -> "Ledger":
+        """As JSON, or given back to `load`; from now on nobody changes it."""
+        return Ledger(self)
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> "Memory":
@@ -51,6 +44,8 @@ class Memory:
         Raises:
             ValueError: it is not what `dump` gave.
         """
+        if isinstance(data, Ledger):
+            return data.memory
         if not data:
             return cls()
         if data.get("v") != VERSION:
@@ -66,6 +61,36 @@ class Memory:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise ValueError(f"{type(exc).__name__}: {exc}") from exc
+
+
+class Ledger(Mapping[str, Any]):
+    """A memory as the JSON that is recorded of it, made only when it is read: a guard's look ends in one that the next look takes as it is."""
+
+    __slots__ = ("memory",)
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+
+    def __getitem__(self, key: str) -> Any:
+        memory = self.memory
+        match key:
+            case "v":
+                return VERSION
+            case "at" | "since" | "base":
+                return getattr(memory, key)
+            case "questions":
+                return {key: kept.dump() for key, kept in memory.books.items()}
+            case "problems":
+                return dict(memory.problems)
+            case "absent":
+                return {key: list(arms) for key, arms in memory.absent.items()}
+        raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("v", "at", "since", "base", "questions", "problems", "absent"))
+
+    def __len__(self) -> int:
+        return 7
 
 
 @dataclass(slots=True, kw_only=True)

@@ -147,7 +147,7 @@ class Case:
                 ],
                 "problems": dict(self._problems),
                 "absent": dict(self._absent),
-                "ledger": self.ledger,
+                "ledger": dict(self.ledger),
             },
             sort_keys=True,
             separators=(",", ":"),

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from router.admission import Permit
 from router.breaker import Verdict, verdict_of
-from router.budget import Budget
+from router.budget import Allowance, Budget
 from router.caps import Endpoint
 from router.choose import Recent
 from router.config import RouterConfig
@@ -51,6 +51,23 @@ class RequestKey:
         return not self.drill and not self.retry
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booked:
+    """
+    What one attempt came to.
+
+    Args:
+        took_s, first_s: Until its end, and until its first token where there was one, in seconds.
+        cost_usd: None where the model has no price or nobody knows the tokens.
+    """
+
+    outcome: Outcome
+    took_s: float
+    first_s: float | None
+    tokens: Tokens | None
+    cost_usd: float | None
+
+
 class Ledger:
     """Prices and providers of all models, what they were like lately, and where to book."""
 
@@ -70,6 +87,9 @@ class Ledger:
         self.budget = Budget(config.budgets, config.environment, self.rates)
         if self.budget.limit_usd is not None:
             metrics.budget(self.budget.limit_usd, lambda: self.budget.spent_usd(now()))
+        self.copies = Allowance(config.shadow.budget)
+        for (window, unit), limit in self.copies.limits.items():
+            metrics.shadow_budget(window, unit, limit, lambda w=window, u=unit: self.copies.used(w, u, now()))  # type: ignore[misc]
         self.providers = {m.name: m.provider for m in config.models}
         for model in config.models:
             metrics.model(model.name, model.provider)
@@ -96,17 +116,20 @@ class Attempt:
         permit: Leave to call the model, closed with the attempt.
         own_key: The call was made with the router's key and not with the client's.
         whole_time: The call had all of the model's own timeout.
+        booked: What it came to, once it has ended and if it was sent.
     """
 
     __slots__ = (
-        "_key", "_ledger", "_request_bytes", "_started", "_took_s", "assigned", "model", "outcome", "own_key", "permit",
-        "whole_time",
+        "_first_s", "_key", "_ledger", "_request_bytes", "_started", "_took_s", "assigned", "booked", "model", "outcome", "own_key",
+        "permit", "whole_time",
     )  # fmt: skip
 
     def __init__(self, ledger: Ledger, key: RequestKey, model: str, request_bytes: int, assigned: bool) -> None:
         self._ledger, self._key, self._request_bytes = ledger, key, request_bytes
         self._started = time.perf_counter()
         self._took_s: float | None = None
+        self._first_s: float | None = None
+        self.booked: Booked | None = None
         self.model = model
         self.assigned = assigned
         self.outcome: Outcome | None = None
@@ -120,7 +143,7 @@ class Attempt:
     def first_token(self) -> None:
         if self.permit is not None:
             self.permit.promising()
-        took_s = time.perf_counter() - self._started
+        took_s = self._first_s = time.perf_counter() - self._started
         self._ledger.recent[self.model].first_token(took_s, self._ledger.clock())
         if self.assigned and self._key.trial:
             self._series.ttft.observe(took_s)
@@ -175,8 +198,11 @@ class Attempt:
             totals.output.inc(tokens.output)
         rates = ledger.rates.get(self.model)
         cost = rates.cost(tokens) if rates is not None and tokens is not None else None
-        if cost is not None and ledger.budget.limit_usd is not None:
+        if self._key.arm == "shadow" and ledger.copies.of_its_own:
+            ledger.copies.use(cost or 0.0, tokens.input + tokens.output if tokens is not None else 0, ledger.now())
+        elif cost is not None and ledger.budget.limit_usd is not None:
             ledger.budget.spend(cost, ledger.now())
+        self.booked = Booked(outcome=outcome, took_s=took_s, first_s=self._first_s, tokens=tokens, cost_usd=cost)
         if self.assigned and self._key.trial:
             series = self._series
             if outcome in ("ok", "timeout"):

@@ -8,11 +8,70 @@ argument.
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import date, datetime, timedelta
+from typing import Literal
 
 from router import config
 from router.errors import ApiError
 from router.selection import Plan, Step, apart
 from router.usage import Rates
+
+Unit = Literal["usd", "tokens"]
+
+
+class Allowance:
+    """
+    What mirrored copies may use in a minute and in a day, in USD and in tokens. Windows begin with the clock's minute and UTC's day.
+
+    Args:
+        spec: None: as much as they like, and booked elsewhere.
+    """
+
+    def __init__(self, spec: config.ShadowBudget | None) -> None:
+        spec = spec or config.ShadowBudget()
+        dollars = {"minute": spec.per_minute, "day": spec.per_day}
+        tokens = {"minute": spec.tokens_per_minute, "day": spec.tokens_per_day}
+        self.limits: dict[tuple[str, Unit], float] = {}
+        for window in ("minute", "day"):
+            if (money := dollars[window]) is not None:
+                self.limits[window, "usd"] = float(money.amount)
+            if (count := tokens[window]) is not None:
+                self.limits[window, "tokens"] = float(count)
+        self._begun: dict[str, datetime] = {}
+        self._used: dict[tuple[str, Unit], float] = {}
+
+    @property
+    def of_its_own(self) -> bool:
+        """Whether copies have one at all; else they are part of the environment's budget."""
+        return bool(self.limits)
+
+    @property
+    def priced(self) -> bool:
+        return any(unit == "usd" for _, unit in self.limits)
+
+    def used(self, window: str, unit: Unit, now: datetime) -> float:
+        self._turn(now)
+        return self._used.get((window, unit), 0.0)
+
+    def exhausted(self, now: datetime) -> bool:
+        return any(self.used(window, unit, now) >= limit for (window, unit), limit in self.limits.items())
+
+    def use(self, usd: float, tokens: float, now: datetime) -> None:
+        """Less than nothing gives back what was held for a copy and not used."""
+        self._turn(now)
+        for window, unit in self.limits:
+            amount = usd if unit == "usd" else tokens
+            self._used[window, unit] = max(0.0, self._used.get((window, unit), 0.0) + amount)
+
+    def _turn(self, now: datetime) -> None:
+        for window in ("minute", "day"):
+            begun = (
+                now.replace(second=0, microsecond=0)
+                if window == "minute"
+                else now.replace(hour=0, minute=0, second=0, microsecond=0)
+            )
+            if self._begun.get(window) != begun:
+                self._begun[window] = begun
+                self._used = {key: used for key, used in self._used.items() if key[0] != window}
 
 
 class Budget:

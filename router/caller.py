@@ -134,7 +134,7 @@ class Caller:
         if isinstance(result, Failed):
             return _booked(attempt, _judged(result, target, request))
         attempt.completed(result.tokens, result.text_bytes)
-        return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, body=result.body)
+        return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, body=result.body, attempt=attempt)
 
     async def _stream(
         self, request: Request, step: Step, fit: Fit, target: Target, attempt: Attempt, key: RequestKey, time: Slice
@@ -152,7 +152,7 @@ class Caller:
         events = self._events(stream, attempt, key, request)
         # Begun here: a generator that nobody has begun does nothing when it is closed, and the client may leave at any moment.
         await anext(events)
-        return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, events=events)
+        return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, events=events, attempt=attempt)
 
     async def _events(self, stream: Stream, attempt: Attempt, key: RequestKey, request: Request) -> AsyncGenerator[bytes, None]:
         """The stream to the client; however it ends, it is booked once and its connection is dealt with."""

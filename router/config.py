@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -55,6 +55,12 @@ def _http_url(text: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", text):
         raise ValueError(f"{text!r} is not an address (write https://host/v1)")
     return text.rstrip("/")
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s#]*", text):
+        raise ValueError(f"{text!r} is not an address (write https://host/path)")
+    return text
 
 
 def _source(text: str) -> str:
@@ -229,17 +235,96 @@ class Flags(_Spec):
     stream_silence: PositiveDuration = timedelta(seconds=5)
 
 
+class ShadowBudget(_Spec):
+    """
+    What mirrored copies may use, by each process of the router; when a part of it is used up, no further ones are made.
+
+    Args:
+        per_minute, per_day: In USD.
+        tokens_per_minute, tokens_per_day: In and out.
+    """
+
+    per_minute: Money | None = None
+    per_day: Money | None = None
+    tokens_per_minute: PositiveInt | None = None
+    tokens_per_day: PositiveInt | None = None
+
+
+class PairsFile(_Spec):
+    """
+    Pairs in a file, one a line.
+
+    Args:
+        path: Relative to router.yaml.
+        max_bytes: Of one file; then it becomes ``PATH.1``, and that one ``PATH.2``.
+        keep: How many old ones stay.
+    """
+
+    path: Annotated[str, Field(min_length=1)]
+    max_bytes: PositiveInt = 64 * 1024 * 1024
+    keep: PositiveInt = 4
+
+
+class PairsHttp(_Spec):
+    """
+    Pairs to an address, in batches.
+
+    Args:
+        url: Gets ``POST``; 2xx takes the batch.
+        token_env: The environment variable that holds a bearer token.
+        batch: How many pairs go together at most.
+        max_wait: How long the first of a batch waits for others.
+        timeout: Of one try.
+        attempts: Tries before a batch is given up, 0.2 to 10 s apart.
+    """
+
+    url: Annotated[str, AfterValidator(_address)]
+    token_env: EnvName | None = None
+    batch: PositiveInt = 50
+    max_wait: PositiveDuration = timedelta(seconds=1)
+    timeout: PositiveDuration = timedelta(seconds=5)
+    attempts: PositiveInt = 5
+
+
+class Pairs(_Spec):
+    """
+    Where the two answers of a mirrored request go: to everyone of those named.
+
+    Args:
+        file, http: See there.
+        python: Code of one's own, ``package.module:factory``; it is called with `options` and returns a `router.pairs.PairSink`.
+        options: For that code.
+        content: Whether questions and answers go along, redacted; by default digests, lengths and numbers only.
+        text_bytes: The longest text that goes along, in characters; of an answer as sent, 16 times as many bytes are kept.
+        queue: How many pairs wait for delivery at most, in each sink.
+        digest_key_env: The environment variable that holds a key for the digests.
+    """
+
+    file: PairsFile | None = None
+    http: PairsHttp | None = None
+    python: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
+    options: dict[str, Any] = {}
+    content: bool = False
+    text_bytes: Annotated[int, Field(ge=1024, le=1024 * 1024)] = 16 * 1024
+    queue: PositiveInt = 1000
+    digest_key_env: EnvName | None = None
+
+
 class Shadow(_Spec):
     """
-    Bounds of mirrored copies.
+    Bounds of mirrored copies, and what becomes of their answers.
 
     Args:
         concurrency: Copies under way at once; further ones are skipped and counted.
-        drain: How long shutdown waits for copies under way.
+        drain: How long shutdown waits for copies under way, and then for pairs.
+        budget: What they may use; without it they are part of `budgets`.
+        pairs: Where their answers go, beside the user's; without it they are discarded.
     """
 
     concurrency: PositiveInt = 64
     drain: PositiveDuration = timedelta(seconds=5)
+    budget: ShadowBudget | None = None
+    pairs: Pairs | None = None
 
 
 class Drills(_Spec):
@@ -385,6 +470,14 @@ def _contradictions(config: RouterConfig) -> Iterator[tuple[Loc, str]]:
             yield ("budgets", i, "downgrade_to"), f"unknown model {budget.downgrade_to!r} (known: {_listed(models)})"
         if budget.on_exceed == "downgrade" and budget.downgrade_to is None:
             yield ("budgets", i), "on_exceed: downgrade needs downgrade_to, the model to go down to"
+    if (shadow := config.shadow.budget) is not None:
+        for name in ("per_minute", "per_day"):
+            yield from _dollars(("shadow", "budget", name), getattr(shadow, name))
+    if (pairs := config.shadow.pairs) is not None:
+        if not (pairs.file or pairs.http or pairs.python):
+            yield ("shadow", "pairs"), "pairs go nowhere: name file, http or python"
+        if pairs.options and not pairs.python:
+            yield ("shadow", "pairs", "options"), "options are for code of one's own (python), and there is none"
     if config.caps:
         yield from _dollars(("caps", "cost_per_request"), config.caps.cost_per_request)
 

@@ -7,9 +7,8 @@ Its one rule: a fallback may only happen before the client has seen anything. Af
 endings are a whole answer or an error.
 """
 
-import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -20,7 +19,7 @@ from router.booking import Attempt, Ledger, Refusal, RequestKey
 from router.caller import Caller, Slice
 from router.caps import Card, Fit, fit
 from router.choose import rank
-from router.config import RouterConfig
+from router.config import Pairs, RouterConfig
 from router.connections import Connections
 from router.errors import ApiError, input_too_long, model_not_found, nobody_answered
 from router.flags import FlagTable, track
@@ -30,6 +29,7 @@ from router.metrics import RouterMetrics
 from router.mirror import Mirror
 from router.options import KEY, NO_OPTIONS, Goal
 from router.outcome import Failed
+from router.pairs import PairDesk, PairSink
 from router.redact import Redactor
 from router.request import Reply, Request
 from router.selection import AUTO, NoDrill, Plan, Selector, Step, auto_plan, in_order, preferring, unit_of
@@ -47,6 +47,8 @@ class Engine:
         connections: To the providers; the caller opens and closes them.
         now: Aware time, for leases.
         clock: Seconds that never run backwards, for breakers, limits and deadlines.
+        sinks: Of shadow pairs, each with its name.
+        digest_key: Of the digests in them.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class Engine:
         metrics: RouterMetrics,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
+        sinks: Sequence[tuple[str, PairSink]] = (),
+        digest_key: bytes | None = None,
     ) -> None:
         self.selector = Selector(config)
         self.ledger = Ledger(config, metrics, clock, now)
@@ -66,10 +70,14 @@ class Engine:
         endpoints = {p.name: p.endpoints for p in config.providers}
         self._cards = {m.name: Card.of(m, endpoints[m.provider]) for m in config.models}
         self._caller = Caller(targets, self._cards, connections, admission, self.ledger)
-        self._mirror = Mirror(config.shadow, self._caller, admission, self.ledger, metrics)
+        self._redactor = Redactor(config.redact)
+        desk = None
+        if sinks:
+            spec = config.shadow.pairs or Pairs()
+            desk = PairDesk(spec, config.environment, self._redactor, sinks, metrics, digest_key)
+        self._mirror = Mirror(config.shadow, self._caller, admission, self.ledger, metrics, flags, desk)
         self._flags = flags
         self._metrics = metrics
-        self._redactor = Redactor(config.redact)
         self._now = now
         self._clock = clock
         cost = config.caps.cost_per_request if config.caps is not None else None
@@ -106,15 +114,8 @@ class Engine:
             self._metrics.retried(plan.route, plan.flag, plan.arm)
         if plan.mirror is None or request.retry:
             return await self._attempts(plan, request)
-        answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._mirror.send(plan, plan.mirror, self._fit(plan.mirror, request), request, answered)
-        try:
-            reply = await self._attempts(plan, request)
-            answered.set_result(reply.status == 200)
-            return reply
-        finally:
-            if not answered.done():
-                answered.set_result(False)
+        with self._mirror.send(plan, plan.mirror, self._fit(plan.mirror, request), request) as original:
+            return await original.replied(await self._attempts(plan, request))
 
     async def close(self) -> None:
         """Lets copies under way finish for as long as the configuration says, then drops them."""
@@ -303,4 +304,6 @@ def _refused(attempt: Attempt, refused: Failed, key: RequestKey) -> Reply:
     if refused.body is None:
         error = ApiError(status=status, message=f"The provider refused the request ({refused.detail}).")
     fallback = not attempt.assigned
-    return Reply(status=status, model=attempt.model, arm=key.arm, fallback=fallback, body=refused.body or b"", error=error)
+    return Reply(
+        status=status, model=attempt.model, arm=key.arm, fallback=fallback, body=refused.body or b"", error=error, attempt=attempt
+    )

@@ -20,7 +20,8 @@ from router.breaker import State
 from router.outcome import OUTCOMES, Outcome
 from router.selection import Arm
 
-ShadowOutcome = Literal["mirrored", "failed", "skipped_concurrency", "skipped_limit", "skipped_unfit"]
+ShadowOutcome = Literal["mirrored", "failed", "skipped_concurrency", "skipped_limit", "skipped_unfit", "skipped_budget"]
+PairOutcome = Literal["delivered", "dropped", "failed"]
 Capped = Literal["input", "output", "cost"]
 CapAction = Literal["lowered", "refused"]
 CAPPED: tuple[tuple[Capped, CapAction], ...] = (
@@ -96,6 +97,15 @@ class RouterMetrics:
         )
         shadow = [label for label in _COMMON if label != "streaming"]
         self._shadow = counter("penstock_shadow", "Mirrored copies, by outcome.", *shadow, "outcome")
+        self._pairs = counter(
+            "penstock_shadow_pairs", "Shadow pairs, by sink and what became of them.", "environment", "sink", "outcome"
+        )
+        for sink, pair_outcome in product(("file", "http", "python"), get_args(PairOutcome)):
+            self._pairs.labels(environment, sink, pair_outcome)
+        self._shadow_limit = gauge("penstock_shadow_budget", "What copies may use in a window.", "environment", "window", "unit")
+        self._shadow_used = gauge(
+            "penstock_shadow_budget_used", "What copies have used in the window under way.", "environment", "window", "unit"
+        )
         revision = gauge("penstock_flag_revision_applied", "Revision of the flag snapshot in force.", "environment")
         self.flag_revision = revision.labels(environment)
         self._weight = gauge("penstock_flag_weight_applied", "Weight in force, 0..100000.", "environment", "flag")
@@ -168,6 +178,13 @@ class RouterMetrics:
 
     def shadow(self, route: str, flag: str, model: str, outcome: ShadowOutcome) -> None:
         self._shadow.labels(self.environment, flag, route, "shadow", model, outcome).inc()
+
+    def pairs(self, sink: str, outcome: PairOutcome, count: int = 1) -> None:
+        self._pairs.labels(self.environment, sink, outcome).inc(count)
+
+    def shadow_budget(self, window: str, unit: str, limit: float, used: Callable[[], float]) -> None:
+        self._shadow_limit.labels(self.environment, window, unit).set(limit)
+        self._shadow_used.labels(self.environment, window, unit).set_function(used)
 
     def unit_missing(self, flag: str) -> None:
         self._unit_missing.labels(self.environment, flag).inc()

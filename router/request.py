@@ -6,11 +6,14 @@ Its one rule: neither is changed on its way; what differs from model to model is
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from router.caps import Weight
 from router.errors import ApiError
 from router.options import NO_OPTIONS, Options
+
+if TYPE_CHECKING:
+    from router.booking import Attempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class Reply:
         fallback: True when another than the assigned model answered.
         events: Must be closed (``aclosing``), read to the end or not.
         drill: It answers a drill that took place.
+        attempt: The one that answered; its books are closed with the answer's last byte.
     """
 
     status: int
@@ -69,3 +73,4 @@ class Reply:
     events: AsyncGenerator[bytes, None] | None = None
     error: ApiError | None = None
     drill: bool = False
+    attempt: "Attempt | None" = None

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from router.engine import Engine
 from router.environment import governed
 from router.flags import FlagClient, FlagTable, check_snapshot, read_snapshot_file
 from router.metrics import RouterMetrics
+from router.pairs import PairSink
 from router.redact import Redactor
 from specfile import SpecError
 
@@ -42,6 +43,8 @@ def create_app(
     environ: Mapping[str, str] = os.environ,
     directory: Path | None = None,
     clock: Callable[[], float] = time.monotonic,
+    pair_sinks: Sequence[PairSink] = (),
+    snapshot: Snapshot | None = None,
 ) -> RouterApp:
     """
     The ASGI application; it opens its connections in its lifespan.
@@ -50,28 +53,34 @@ def create_app(
         environ: Where providers' keys, the token of drills and `router.environment`'s flags are looked up.
         directory: What a relative ``file:`` source of flags is relative to; by default the current directory.
         clock: Seconds that never run backwards, for breakers.
+        pair_sinks: Beside those that the configuration names.
+        snapshot: Flags that its caller knows, in place of the configuration's source.
 
     Raises:
         FlagSpecError: a static snapshot cannot be used.
-        ValueError: a flag of the environment cannot.
+        ValueError: a flag of the environment cannot, or a sink of shadow pairs.
     """
     governing = governed(config, environ)
     config = governing.config
     metrics = RouterMetrics(config.environment)
     table = FlagTable(config.environment)
     targets = _targets(config, environ)
-    static = governing.snapshot or _static_snapshot(config, directory)
+    if snapshot is not None:
+        check_snapshot(snapshot, config.environment)
+    static = snapshot or governing.snapshot or _static_snapshot(config, directory)
     client = None
     if config.flags is not None and static is None:
         client = FlagClient(config.flags, table, metrics)
     else:
         metrics.flag_stale.set(0)
     waited = asyncio.Event()
+    sinks = _sinks(config, environ, directory, metrics, pair_sinks)
+    digest_key = _digest_key(config, environ)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[Engine]:
         async with open_connections() as connections:
-            engine = Engine(config, targets, connections, table, metrics, clock=clock)
+            engine = Engine(config, targets, connections, table, metrics, clock=clock, sinks=sinks, digest_key=digest_key)
             table.subscribe(engine.flags_changed)
             if static is not None:
                 table.take_snapshot(static)
@@ -224,6 +233,30 @@ def _targets(config: RouterConfig, environ: Mapping[str, str]) -> dict[str, Targ
     return targets
 
 
+def _sinks(
+    config: RouterConfig, environ: Mapping[str, str], directory: Path | None, metrics: RouterMetrics, more: Sequence[PairSink]
+) -> list[tuple[str, PairSink]]:
+    made = [("python", sink) for sink in more]
+    if (spec := config.shadow.pairs) is not None:
+        from router.sinks import make_sinks
+
+        drain_s = config.shadow.drain.total_seconds()
+        made += make_sinks(spec, environ=environ, directory=directory, drain_s=drain_s, count=metrics.pairs)
+    return made
+
+
+def _digest_key(config: RouterConfig, environ: Mapping[str, str]) -> bytes | None:
+    pairs = config.shadow.pairs
+    name = pairs.digest_key_env if pairs is not None else None
+    if name is None:
+        return None
+    if not (key := environ.get(name, "").strip()):
+        raise ValueError(
+            f"shadow.pairs.digest_key_env: the variable {name} is not set, and digests without it would not be keyed"
+        )
+    return key.encode()
+
+
 def _static_snapshot(config: RouterConfig, directory: Path | None) -> Snapshot | None:
     if config.flags is None or not config.flags.source.startswith("file:"):
         return None
@@ -239,3 +272,6 @@ def _say_what_is_missing(config: RouterConfig, environ: Mapping[str, str]) -> No
             log.warning("api_key_missing", provider=provider.name, env=provider.api_key_env)
     if config.drills and not environ.get(config.drills.token_env, "").strip():
         log.warning("drill_token_missing", env=config.drills.token_env)
+    pairs = config.shadow.pairs
+    if pairs and pairs.http and pairs.http.token_env and not environ.get(pairs.http.token_env):
+        log.warning("pairs_token_missing", env=pairs.http.token_env)

@@ -155,16 +155,22 @@ def goes_on(world: World, found: list[Violation], what: str) -> float:
     return time.monotonic() - begun_s
 
 
+def unaffected(world: World, worker: Worker, rollout_id: str, looks: int = 3) -> list[Violation]:
+    """The guard looks while Prefect's server is not there."""
+    found = []
+    for _ in range(looks):
+        if world.look(worker, rollout_id, may_raise=False)["outcome"] == "error":
+            found.append(broken("guard_unaffected", "the guard needs Prefect"))
+        time.sleep(1)
+    return found
+
+
 @fault("Prefect: server killed and started again", group="prefect", quick=0, full=5, alone=True, recover_s_max=STEP_S)
 def server_killed(world: World, rng: Random) -> Trial:
     server, _process, worker, rollout_id = begun(world)
     time.sleep(rng.uniform(0, 2))
     server.kill()
-    found: list[Violation] = []
-    for _ in range(3):
-        if world.look(worker, rollout_id, may_raise=False)["outcome"] == "error":
-            found.append(broken("guard_unaffected", "the guard needs Prefect"))
-        time.sleep(1)
+    found = unaffected(world, worker, rollout_id)
     server.start()
     took_s = goes_on(world, found, "Prefect's server is back")
     return ended(world, worker, rollout_id, found, took_s)

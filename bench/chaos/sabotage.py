@@ -6,8 +6,10 @@ mistake that somebody could make.
 """
 
 import json
+import socket
+import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +21,9 @@ from controller.adapters.prometheus import PrometheusSource
 from controller.adapters.prometheus import answer as prometheus_answer
 from controller.adapters.prometheus.client import PrometheusClient
 from controller.adapters.slack import SlackNotifier
+from controller.commit import Committed
 from controller.core.converge import InStep
-from controller.core.decision import Advance, Hold, RollBack, Why
+from controller.core.decision import Advance, Hold, Resume, RollBack, Why
 from controller.core.notice import Level
 from controller.core.rollout import AwaitingApproval, Baking, Decided
 
@@ -196,3 +199,69 @@ def log_nothing() -> None:
         pass
 
     guard.log = SimpleNamespace(warning=nothing, error=nothing, exception=nothing)
+
+
+def ask_until_answered() -> None:
+    """A question that fails is asked again for as long as some people have patience."""
+    ask_all = client.ask_all
+
+    def patiently(self: Any, asks: Any, **options: Any) -> Any:
+        for _ in range(4):
+            answers = ask_all(self, asks, **options)
+            if not any(a.failure for a in answers.values()):
+                break
+            time.sleep(1.0)
+        return answers
+
+    client.ask_all = patiently
+
+
+def ask_prefect_first() -> None:
+    """A guard looks only where Prefect answers."""
+    observe = tick.observe
+
+    def asks(*args: Any) -> Any:
+        with socket.create_connection(("127.0.0.1", 9), timeout=1.0):
+            return observe(*args)
+
+    tick.observe = asks
+
+
+def tell_before_acting() -> None:
+    """A row is only written once people have read the last notice."""
+    append = audit.append
+
+    def patiently(self: Any, entry: Any, notice: Any) -> Any:
+        for _ in range(30):
+            with self._engine.connect() as connection:
+                unread = connection.exec_driver_sql("SELECT 1 FROM penstock.outbox WHERE delivered_at IS NULL").first()
+            if unread is None:
+                break
+            time.sleep(0.1)
+        return append(self, entry, notice)
+
+    audit.append = patiently
+
+
+def resume_in_words() -> None:
+    """A resumed rollout goes on with the flag as it is."""
+    apply = commit._apply
+
+    def leaves(rollout: Any, flag: Any, ports: Any, actor: str, **options: Any) -> Any:
+        if isinstance(rollout.state.decision, Resume) and flag is not None:
+            return Committed(rollout=commit._confirm(rollout, flag, ports, actor), flag=flag)
+        return apply(rollout, flag, ports, actor, **options)
+
+    commit._apply = leaves
+
+
+def distrust_clocks() -> None:
+    """Nothing is raised where the machine's clock is not the database's."""
+    decide = tick.decide
+
+    def careful(rollout: Any, found: Any, results: Any, now: datetime, **options: Any) -> Any:
+        if abs(datetime.now(UTC) - now) > timedelta(minutes=1):
+            return Hold(why=Why.METRICS_FAILED, text="the clocks disagree")
+        return decide(rollout, found, results, now, **options)
+
+    tick.decide = careful

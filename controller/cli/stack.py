@@ -43,8 +43,8 @@ BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 STEADY_S = 60.0
 """A part that lived so long is started again without a longer pause."""
 
-RULES = Path("deployments") / "prometheus" / "penstock-rules.yaml"
-"""Alerts about the controller, where they lie beside the packages (in a checkout)."""
+RULES = ("penstock-rules.yaml", "penstock-router-rules.yaml")
+"""Alerts about the controller and about routers."""
 
 Say = Callable[[str], None]
 
@@ -248,7 +248,7 @@ class Stack:
                 port=self.plan.prometheus_port or free_port(),  # chosen once: a restart keeps its address
                 fresh=False,
                 metric_relabel=self.plan.metric_relabel,
-                rule_files=[rules] if (rules := _root() / RULES).exists() else [],
+                rule_files=rule_files(),
             )
         )
 
@@ -432,3 +432,10 @@ def _flows_server() -> Any:
 def _root() -> Path:
     """The folder that holds our packages."""
     return Path(next(iter(controller.__path__))).parent
+
+
+def rule_files() -> list[Path]:
+    """The alert rules: in an installed release within its package, in a checkout where they are kept."""
+    installed = _root() / "controller" / "rules"
+    folder = installed if installed.is_dir() else _root() / "deployments" / "prometheus"
+    return [folder / name for name in RULES]

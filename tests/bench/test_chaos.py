@@ -8,6 +8,7 @@ from random import Random
 
 import pytest
 
+from bench.chaos import faults_clock, faults_prefect, faults_prometheus, faults_slack
 from bench.chaos.cli import main, one_trial
 from bench.chaos.fault import Fault, Skipped, Trial, Violation, known_faults
 from bench.chaos.faults_crash import story
@@ -147,8 +148,53 @@ def test_a_controller_that_is_wrong_breaks_what_its_fault_is_about(
         assert invariant in broken_by(found.run(world, Random(GOOD)))
 
 
+def test_a_look_that_asks_again_and_again_is_found(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults_prometheus, "LOOK_S_MAX", 2.0)
+    found = known_faults()["Prometheus: 503"]
+    with World(stage, found, folder=tmp_path) as world:
+        world.prelude = "bench.chaos.sabotage:ask_until_answered"
+        assert "bounded" in broken_by(found.run(world, Random(GOOD)))
+
+
+def test_a_controller_whose_clock_makes_a_difference_is_found(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults_clock, "TRIES", 12)
+    found = known_faults()["clock: ten minutes fast"]
+    with World(stage, found, folder=tmp_path) as world:
+        world.prelude = "bench.chaos.sabotage:distrust_clocks"
+        assert "same_rows" in broken_by(found.run(world, Random(GOOD)))
+
+
+def test_a_resume_that_leaves_the_flag_as_it_is_is_found(stage: Stage, tmp_path: Path) -> None:
+    found = known_faults()["a stranger raises it"]
+    with World(stage, found, folder=tmp_path) as world:
+        world.prelude = "bench.chaos.sabotage:resume_in_words"
+        assert "sets_it_right" in broken_by(found.run(world, Random(RESUMED)))
+
+
+def test_letters_that_nobody_reads_must_not_keep_the_gates_waiting(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults_slack, "GATES_S", 2.0)
+    found = known_faults()["Slack: channel_not_found"]
+    with World(stage, found, folder=tmp_path) as world:
+        world.prelude = "bench.chaos.sabotage:tell_before_acting"
+        assert "gates_unaffected" in broken_by(found.run(world, Random(GOOD)))
+
+
+def test_a_guard_that_needs_prefect_is_found(world: World) -> None:
+    worker = world.controller(prelude="bench.chaos.sabotage:ask_prefect_first")
+    rollout_id = world.start(worker)
+    world.look(world.controller(), rollout_id, may_raise=True)
+    assert {v.invariant for v in faults_prefect.unaffected(world, worker, rollout_id, looks=1)} == {"guard_unaffected"}
+
+
 GOOD = 5
 """A seed with which the candidate stays good through the fault."""
+
+RESUMED = 4
+"""A seed with which a person resumes."""
 
 OWNERS_EDITS: dict[str, Callable[[World], None]] = {
     "chain_intact": lambda w: w.owner_edits("audit", "UPDATE penstock.audit SET actor = 'somebody else' WHERE seq = 2"),

@@ -206,7 +206,7 @@ def ask_until_answered() -> None:
     ask_all = client.ask_all
 
     def patiently(self: Any, asks: Any, **options: Any) -> Any:
-        for _ in range(4):
+        for _ in range(2):
             answers = ask_all(self, asks, **options)
             if not any(a.failure for a in answers.values()):
                 break

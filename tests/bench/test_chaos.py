@@ -149,7 +149,7 @@ def test_a_controller_that_is_wrong_breaks_what_its_fault_is_about(
 
 
 def test_a_look_that_asks_again_and_again_is_found(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults_prometheus, "LOOK_S_MAX", 2.0)
+    monkeypatch.setattr(faults_prometheus, "LOOK_S_MAX", 1.0)
     found = known_faults()["Prometheus: 503"]
     with World(stage, found, folder=tmp_path) as world:
         world.prelude = "bench.chaos.sabotage:ask_until_answered"
@@ -159,7 +159,7 @@ def test_a_look_that_asks_again_and_again_is_found(stage: Stage, tmp_path: Path,
 def test_a_controller_whose_clock_makes_a_difference_is_found(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults_clock, "TRIES", 12)
+    monkeypatch.setattr(faults_clock, "TRIES", 4)
     found = known_faults()["clock: ten minutes fast"]
     with World(stage, found, folder=tmp_path) as world:
         world.prelude = "bench.chaos.sabotage:distrust_clocks"

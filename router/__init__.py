@@ -10,7 +10,9 @@ One request passes in this direction, and nothing calls back:
     options, choose, reasoning  what a request says about its own routing, and who is best then
     environment  flags from environment variables, for a router without a controller
     drills       which requests are synthetic failures, and who may send them
-    mirror       copies to the candidate, whose answers nobody sees
+    mirror       copies to the candidate, whose answers no user sees
+    pairs, sinks both answers of a mirrored request, and where they go
+    client, answers, client_errors   the same in the application's own process: ``from router import Router``
     caller       one attempt, from the gate before its model to its place in the books
     admission    that gate: breaker and limits (both pure), and who waits
     attempt      the call itself: its outcome, tokens and times
@@ -23,3 +25,50 @@ One request passes in this direction, and nothing calls back:
 
 Its one rule: no database, no Prefect, nothing of the controller. Whatever happens to the control plane, requests are answered.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from router.client import AsyncRouter, AsyncStream, Router, Stream
+    from router.client_errors import (
+        APIError,
+        APIStatusError,
+        APITimeoutError,
+        AuthenticationError,
+        BadRequestError,
+        ConflictError,
+        InternalServerError,
+        NotFoundError,
+        PermissionDeniedError,
+        RateLimitError,
+        RouterError,
+        UnprocessableEntityError,
+    )
+
+__all__ = [
+    "APIError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AsyncRouter",
+    "AsyncStream",
+    "AuthenticationError",
+    "BadRequestError",
+    "ConflictError",
+    "InternalServerError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "Router",
+    "RouterError",
+    "Stream",
+    "UnprocessableEntityError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Looked for when asked for: the whole router takes a while to import, and most modules here need little of it.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from router import client, client_errors
+
+    return getattr(client if hasattr(client, name) else client_errors, name)

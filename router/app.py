@@ -12,8 +12,8 @@ import os
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
 import orjson
@@ -209,10 +209,16 @@ class RouterApp:
             return shown
         return shown | {"penstock": {"environment": self._config.environment, "route": route.name, "flag": route.flag}}
 
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Requests are answered as long as it lasts: what a server's lifespan is, for whoever has no server."""
+        async with self._lifespan() as self.engine:
+            yield
+
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            async with self._lifespan() as self.engine:
+            async with self.running():
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
         except Exception as exc:

@@ -48,7 +48,9 @@ async def test_every_request_is_booked_once_and_every_place_is_given_back(seed: 
                 for arm, model in (("baseline", "old"), ("candidate", "new"))
                 for streaming in (False, True)
             )
-            assert unavailable == outcomes["failed"] + outcomes["broken off"]
+            # Of those that left, some did so when nobody was left to ask for them.
+            told = outcomes["failed"] + outcomes["broken off"]
+            assert told <= unavailable <= told + outcomes["left"]
 
 
 def _booked(router: Router) -> float:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from hashlib import sha256
 
 from controller.commit import Committed, commit, lower_unrecorded, record, settle
+from controller.core.converge import unfit_to_begin
 from controller.core.decision import Abort, Decision, Pause, Resume, RollBack, Why
 from controller.core.notice import notice_of
 from controller.core.plan import Plan
@@ -32,7 +33,6 @@ from controller.core.rollout import (
 )
 from controller.ports import AuditUnavailable, FlagHeld, NewEntry, PortError, Ports, SeqTaken, UnknownRollout
 from controller.standing import standings
-from flagspec import WEIGHT_MAX, Variant
 
 
 class CommandRefused(Exception):
@@ -112,24 +112,8 @@ def check_start(plan: Plan, ports: Ports) -> None:
         raise CommandRefused(
             f"flag {plan.flag!r} in {plan.environment} is killed; un-kill it first (penstock flags unkill {plan.flag})"
         )
-    if flag.weight == 0 and flag.shadow_weight == 0:
-        if flag.control == plan.baseline:
-            return
-        raise CommandRefused(
-            f"flag {plan.flag!r} in {plan.environment} serves {_words(flag.control)} to everybody, but the plan's baseline is "
-            f"{_words(plan.baseline)}; make the plan's baseline what the flag serves now: who is moved, is moved by gates"
-        )
-    serves = _words(flag.candidate) if flag.weight == WEIGHT_MAX else f"{_words(flag.candidate)} at {flag.weight / 1000:g}%"
-    if flag.weight == WEIGHT_MAX and flag.candidate == plan.baseline:
-        return
-    raise CommandRefused(
-        f"flag {plan.flag!r} in {plan.environment} serves {serves}, but the plan's baseline is {_words(plan.baseline)}; "
-        "make the plan's baseline what the flag serves now, or set the flag back first"
-    )
-
-
-def _words(variant: Variant) -> str:
-    return f"{variant.model} with {dict(variant.params)}" if variant.params else variant.model
+    if unfit := unfit_to_begin(plan, flag):
+        raise CommandRefused(f"flag {plan.flag!r} in {plan.environment} {unfit}")
 
 
 def approve(rollout_id: str, ports: Ports, *, actor: str, groups: tuple[str, ...], digest: str | None = None) -> Rollout:

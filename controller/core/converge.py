@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Literal
 
 from controller.core.decision import NOTHING, Weights, lowers
+from controller.core.plan import Plan
 from controller.core.rollout import Moving, Rollout, fence_id
-from flagspec import RouteFlag
+from flagspec import WEIGHT_MAX, RouteFlag, Variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +101,13 @@ def converge(rollout: Rollout, flag: RouteFlag | None) -> Convergence:
     if rollout.applied == "" and carried != "" and carried.startswith(f"{rollout.id}."):
         pass  # written by this rollout before any row says so: judged below
     elif rollout.applied == "":
-        return InStep()  # not touched yet: what it carries is the business of whoever came before (checked at the start)
+        # Not touched yet: it must still be what a rollout of this plan may begin with.
+        unfit = unfit_to_begin(rollout.plan, flag)
+        return (
+            Drift(expected=rollout.weights, text=f"the flag was changed before the rollout began: it {unfit}")
+            if unfit
+            else InStep()
+        )
     if carried == rollout.applied and seen(flag) == rollout.weights:
         return (
             InStep()
@@ -111,6 +118,30 @@ def converge(rollout: Rollout, flag: RouteFlag | None) -> Convergence:
         return UnrecordedLowering(decision_id=carried)
     by = f"decision {carried!r}" if carried else "nobody we know"
     return _drift(rollout, f"is at {_words(seen(flag))} by {by}, the log says {_words(rollout.weights)} by {rollout.applied!r}")
+
+
+def unfit_to_begin(plan: Plan, flag: RouteFlag | None) -> str:
+    """Why a flag that is not killed cannot be the beginning of a rollout, as ``serves ..., but ...``; "" where it can."""
+    if flag is None:
+        return ""
+    if seen(flag) == NOTHING:
+        if flag.control == plan.baseline:
+            return ""
+        return (
+            f"serves {variant_words(flag.control)} to everybody, but the plan's baseline is {variant_words(plan.baseline)}; "
+            "make the plan's baseline what the flag serves now: who is moved, is moved by gates"
+        )
+    if flag.weight == WEIGHT_MAX and flag.candidate == plan.baseline:
+        return ""
+    serves = variant_words(flag.candidate) + ("" if flag.weight == WEIGHT_MAX else f" at {_words(seen(flag))}")
+    return (
+        f"serves {serves}, but the plan's baseline is {variant_words(plan.baseline)}; "
+        "make the plan's baseline what the flag serves now, or set the flag back first"
+    )
+
+
+def variant_words(variant: Variant) -> str:
+    return f"{variant.model} with {dict(variant.params)}" if variant.params else variant.model
 
 
 def leased(found: Convergence, flag: RouteFlag | None, now: datetime) -> Convergence:

@@ -1,5 +1,6 @@
 """What the log and the flag say side by side, case by case."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -59,6 +60,7 @@ def flag(weight: int, by: str, *, killed: bool = False) -> RouteFlag:
     )
 
 
+WAITING = rollout(Pending(), applied="", weights=Weights())
 GOING_UP = rollout(moving(RAISE, "chat-1.5.advance", Weights(live=50_000)))
 GOING_DOWN = rollout(moving(LOWER, "chat-1.5.roll_back", Weights()))
 
@@ -76,8 +78,15 @@ GOING_DOWN = rollout(moving(LOWER, "chat-1.5.roll_back", Weights()))
         (rollout(), flag(0, "chat-1.6.abort"), UnrecordedLowering),
         (rollout(), flag(0, "other-7.6.roll_back"), Drift),
         (rollout(), flag(50_000, "chat-1.6.advance"), Drift),
-        (rollout(Pending(), applied="", weights=Weights()), None, InStep),
-        (rollout(Pending(), applied="", weights=Weights()), flag(100_000, "before-1.9.promote"), InStep),
+        (WAITING, None, InStep),
+        # Not touched yet: it may be at 100% of what is the baseline now, and of nothing else.
+        (WAITING, replace(flag(100_000, "before-1.9.promote"), candidate=Variant(model="old")), InStep),
+        (WAITING, flag(100_000, "before-1.9.promote"), Drift),
+        (WAITING, flag(0, "before-1.9.roll_back"), InStep),
+        (WAITING, replace(flag(0, "stranger"), control=Variant(model="other")), Drift),
+        (WAITING, flag(90_000, "stranger"), Drift),
+        (WAITING, replace(flag(0, "stranger"), shadow_weight=5_000), Drift),
+        (WAITING, flag(0, "person:amir", killed=True), Killed),
         (GOING_UP, flag(50_000, "chat-1.5.advance"), Landed),
         (GOING_UP, flag(5_000, "chat-1.2.advance"), GiveUpRaise),
         (GOING_UP, flag(5_000, "chat-1.5.advance.abandoned"), GiveUpRaise),

@@ -15,6 +15,7 @@ from math import ceil, isfinite
 from router import config
 from router.breaker import Breaker, State, Ticket, Verdict
 from router.config import RouterConfig
+from router.exchange import CURRENT
 from router.limits import Line, Meter
 from router.logs import get_logger
 from router.metrics import RouterMetrics
@@ -134,6 +135,8 @@ class Gate:
         if after == "open":
             self._series.opened.inc()
             log.warning("breaker_opened", model=self._model, after=before)
+            if (exchange := CURRENT.get()) is not None and exchange.trace is not None:
+                exchange.trace.breaker_opened(self._model)
         else:
             log.info("breaker_closed", model=self._model)
 

@@ -17,13 +17,13 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from typing import Any
 
 import orjson
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 from router.caps import Endpoint, weigh
 from router.config import RouterConfig
 from router.drills import DRILL_HEADER, FALLBACK, DrillDoor
 from router.engine import Engine
 from router.errors import ApiError, missing, model_not_found, wrong_type
+from router.exchange import CURRENT, Exchange, carried
 from router.flags import FlagTable
 from router.logs import get_logger
 from router.metrics import RouterMetrics
@@ -114,7 +114,7 @@ class RouterApp:
         if (endpoint := ENDPOINTS.get(path)) is not None:
             if method != "POST":
                 return await _fail(send, request_id, _not_allowed(method, path), [(b"allow", b"POST")])
-            return await self._ask(endpoint, receive, send, headers, request_id)
+            return await self._traced(endpoint, path, receive, send, headers, request_id)
         pages = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._exposition, "/v1/models": self._models}
         page = pages.get(path) or (self._model if path.startswith("/v1/models/") else None)
         if page is None:
@@ -122,12 +122,35 @@ class RouterApp:
             return await _fail(send, request_id, error)
         if method not in ("GET", "HEAD"):
             return await _fail(send, request_id, _not_allowed(method, path), [(b"allow", b"GET, HEAD")])
-        # Writing the metrics of four flags takes 90 ms: beside the requests under way, not in front of them.
-        status, content_type, body = await asyncio.to_thread(page, path) if path == "/metrics" else page(path)
+        if path == "/metrics":
+            accept = headers.get(b"accept", b"").decode("latin-1")
+            # Writing the metrics of four flags takes 90 ms: beside the requests under way, not in front of them.
+            status, content_type, body = await asyncio.to_thread(page, accept)
+        else:
+            status, content_type, body = page(path)
         await _answer(send, request_id, status, [(b"content-type", content_type)], b"" if method == "HEAD" else body)
 
+    async def _traced(
+        self, endpoint: Endpoint, path: str, receive: Receive, send: Send, headers: dict[bytes, bytes], request_id: bytes
+    ) -> None:
+        """`_ask`, inside a span where spans are made."""
+        assert self.engine is not None, "the lifespan comes first"
+        if (tracer := self.engine.tracer) is None:
+            exchange = Exchange(carried=carried(headers))
+            CURRENT.set(exchange)
+            return await self._ask(endpoint, receive, send, headers, request_id, exchange)
+        with tracer.begin(endpoint, path, headers) as trace:
+            CURRENT.set(exchange := Exchange(trace))
+            await self._ask(endpoint, receive, trace.watching(send), headers, request_id, exchange)
+
     async def _ask(
-        self, endpoint: Endpoint, receive: Receive, send: Send, headers: dict[bytes, bytes], request_id: bytes
+        self,
+        endpoint: Endpoint,
+        receive: Receive,
+        send: Send,
+        headers: dict[bytes, bytes],
+        request_id: bytes,
+        exchange: Exchange,
     ) -> None:
         assert self.engine is not None, "the lifespan comes first"
         try:
@@ -135,6 +158,7 @@ class RouterApp:
         except TimeoutError:
             error = ApiError(status=408, message=f"The request did not arrive within {self._body_timeout_s:g}s.")
             return await _fail(send, request_id, error, [(b"connection", b"close")])
+        exchange.received()
         if (encoding := headers.get(b"content-encoding", b"identity").strip().lower()) not in (b"identity", b""):
             message = f"The router does not read bodies in {encoding.decode('latin-1')[:32]!r}; send them uncompressed."
             return await _fail(send, request_id, ApiError(status=415, message=message, code="unsupported_content_encoding"))
@@ -144,6 +168,8 @@ class RouterApp:
         request = _parse(endpoint, body, headers, request_id, drill=drill) if body is not None else self._too_large()
         if isinstance(request, ApiError):
             return await _fail(send, request_id, request)
+        if exchange.trace is not None:
+            exchange.trace.asked(request)
         caller = asyncio.current_task()
         assert caller is not None
         watch = _Watch(receive, caller)
@@ -186,8 +212,8 @@ class RouterApp:
             return 200, b"application/json", b'{"status":"ready"}'
         return 503, b"application/json", b'{"status":"waiting for the first flag snapshot"}'
 
-    def _exposition(self, _path: str) -> tuple[int, bytes, bytes]:
-        return 200, CONTENT_TYPE_PLAIN_0_0_4.encode(), self.metrics.exposition()
+    def _exposition(self, accept: str) -> tuple[int, bytes, bytes]:
+        return 200, *self.metrics.exposition(accept)
 
     def _models(self, _path: str) -> tuple[int, bytes, bytes]:
         assert self.engine is not None, "the lifespan comes first"

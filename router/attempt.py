@@ -32,6 +32,7 @@ from yarl import URL
 
 from router.connections import CONNECT_S, Connections
 from router.dialect import Completed, Dialect, Reader, code_of, malformed, object_of
+from router.exchange import waiting
 from router.outcome import CLIENT_FAULTS, Failed
 from router.sse import BUFFER_MAX, SseOverflow, SseSplitter
 from router.usage import Tokens
@@ -83,10 +84,12 @@ async def complete(
         limit_s: Of the whole call.
     """
     try:
-        async with await connections.post(target.url(dialect.path), body, {**target.headers, **headers}, limit_s) as response:
-            if response.status != 200:
-                return await _refused(response)
-            return dialect.judge(await _read(response, ANSWER_MAX), target.model)
+        with waiting():
+            async with await connections.post(target.url(dialect.path), body, {**target.headers, **headers}, limit_s) as response:
+                if response.status != 200:
+                    return await _refused(response)
+                answer = await _read(response, ANSWER_MAX)
+        return dialect.judge(answer, target.model)
     except Exception as exc:
         return _broken(exc, f"no answer within {limit_s:.3g}s")
 
@@ -181,7 +184,8 @@ class Stream:
 
     async def _until_first_token(self) -> Failed | None:
         url, headers = self._target.url(self._dialect.path), {**self._target.headers, **self._headers}
-        response = self._response = await self._connections.post(url, self._body, headers, self._limit_s)
+        with waiting():
+            response = self._response = await self._connections.post(url, self._body, headers, self._limit_s)
         if response.status != 200:
             return await _refused(response)
         if response.content_type != "text/event-stream":
@@ -190,7 +194,8 @@ class Stream:
         self._chunks = response.content.iter_any()
         reader, head, size = self._reader, [], 0
         while not reader.started and not reader.done:
-            chunk = await anext(self._chunks, None)
+            with waiting():
+                chunk = await anext(self._chunks, None)
             if chunk is None:
                 return self._unfinished() or malformed("an empty stream")
             head.append(self._feed(chunk))

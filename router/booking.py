@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from router.admission import Permit
 from router.breaker import Verdict, verdict_of
@@ -16,11 +17,15 @@ from router.budget import Allowance, Budget
 from router.caps import Endpoint
 from router.choose import Recent
 from router.config import RouterConfig
+from router.exchange import CURRENT
 from router.logs import get_logger
 from router.metrics import ArmSeries, FallbackReason, RouterMetrics
 from router.outcome import Failed, Outcome
 from router.selection import Arm
 from router.usage import Rates, Tokens, estimated
+
+if TYPE_CHECKING:
+    from router.tracing import AttemptTrace
 
 log = get_logger()
 
@@ -117,11 +122,12 @@ class Attempt:
         own_key: The call was made with the router's key and not with the client's.
         whole_time: The call had all of the model's own timeout.
         booked: What it came to, once it has ended and if it was sent.
+        trace: Its span, from when it is sent; None where there are none.
     """
 
     __slots__ = (
         "_first_s", "_key", "_ledger", "_request_bytes", "_started", "_took_s", "assigned", "booked", "model", "outcome", "own_key",
-        "permit", "whole_time",
+        "permit", "trace", "whole_time",
     )  # fmt: skip
 
     def __init__(self, ledger: Ledger, key: RequestKey, model: str, request_bytes: int, assigned: bool) -> None:
@@ -135,18 +141,24 @@ class Attempt:
         self.outcome: Outcome | None = None
         self.permit: Permit | None = None
         self.own_key = self.whole_time = True
+        self.trace: AttemptTrace | None = None
 
     def sent(self) -> None:
         """Its turn has come: what it waited in line is not the model's time."""
         self._started = time.perf_counter()
+        if (exchange := CURRENT.get()) is not None and exchange.trace is not None:
+            self.trace = exchange.trace.attempt(self.model, self._key.route, self._key.arm, assigned=self.assigned)
 
-    def first_token(self) -> None:
+    def first_token(self, head: bytes = b"") -> None:
+        """`head` is what came so far, for the span."""
         if self.permit is not None:
             self.permit.promising()
         took_s = self._first_s = time.perf_counter() - self._started
         self._ledger.recent[self.model].first_token(took_s, self._ledger.clock())
         if self.assigned and self._key.trial:
-            self._series.ttft.observe(took_s)
+            self._series.ttft.observe(took_s, self._exemplar)
+        if self.trace is not None:
+            self.trace.first_token(took_s, head)
 
     def completed(self, tokens: Tokens | None, text_bytes: int) -> None:
         tokens = tokens or estimated(self._request_bytes, text_bytes)
@@ -157,7 +169,7 @@ class Attempt:
         if tokens is None and text_bytes:
             tokens = estimated(self._request_bytes, text_bytes)
         self._release(verdict_of(failed, own_key=self.own_key, whole_time=self.whole_time), tokens)
-        self._end(failed.outcome, tokens)
+        self._end(failed.outcome, tokens, failed)
 
     def over(self) -> None:
         """Stops the clock of an attempt whose outcome is not known yet: it was refused, and somebody else is asked why."""
@@ -174,6 +186,8 @@ class Attempt:
         """An attempt that no provider saw: the arm's outcome, but nobody's upstream attempt, and no fallback's either."""
         if self.assigned:
             self._settle(failed.outcome)
+        if (exchange := CURRENT.get()) is not None and exchange.trace is not None:
+            exchange.trace.skipped(self.model, failed)
         return failed
 
     @property
@@ -185,11 +199,15 @@ class Attempt:
         if self.permit is not None:
             self.permit.close(verdict, None if tokens is None else tokens.input + tokens.output)
 
-    def _end(self, outcome: Outcome, tokens: Tokens | None) -> None:
+    @property
+    def _exemplar(self) -> dict[str, str] | None:
+        return None if self.trace is None else self.trace.exemplar
+
+    def _end(self, outcome: Outcome, tokens: Tokens | None, failed: Failed | None = None) -> None:
         took_s = time.perf_counter() - self._started if self._took_s is None else self._took_s
         ledger = self._ledger
         totals = ledger.metrics.model(self.model, ledger.providers[self.model], self._key.endpoint)
-        totals.duration.observe(took_s)
+        totals.duration.observe(took_s, self._exemplar)
         ledger.recent[self.model].ended(outcome, took_s, tokens.output if tokens else None, ledger.clock())
         if outcome != "ok":
             totals.errors[outcome].inc()
@@ -206,12 +224,14 @@ class Attempt:
         if self.assigned and self._key.trial:
             series = self._series
             if outcome in ("ok", "timeout"):
-                series.duration.observe(took_s)
+                series.duration.observe(took_s, self._exemplar)
             if cost is not None:
                 series.cost.inc(cost)
                 series.cost_squared.inc(cost * cost)
                 series.cost_requests.inc()
         self._settle(outcome)
+        if self.trace is not None:
+            self.trace.end(outcome, tokens, took_s, failed, cost)
         if ledger.log_requests:
             key = self._key
             log.info(

@@ -22,6 +22,7 @@ from router.connections import Connections
 from router.dialect import Dialect
 from router.embeddings import Embeddings
 from router.errors import broken_off
+from router.exchange import CURRENT, waiting
 from router.logs import get_logger
 from router.outcome import Failed
 from router.reasoning import reasoned
@@ -104,7 +105,8 @@ class Caller:
             patience_s = time.first_s if request.stream else time.whole_s
             visitor = Visitor(client=request.client, tokens=request.weight.input, patience_s=patience_s, forced=step.forced)
             try:
-                permit = await self._admission.enter(step.model, visitor)
+                with waiting():
+                    permit = await self._admission.enter(step.model, visitor)
             except asyncio.CancelledError:
                 attempt.never_sent(_LEFT)
                 raise
@@ -127,19 +129,22 @@ class Caller:
         body = orjson.dumps(self._fields(request, step, fit, target))
         try:
             dialect = DIALECTS[request.weight.endpoint]
-            result = await complete(self._connections, dialect, target, body, _headers(target, request), time.whole_s)
+            headers = _headers(target, request, attempt)
+            result = await complete(self._connections, dialect, target, body, headers, time.whole_s)
         except asyncio.CancelledError:
             attempt.cancelled()
             raise
         if isinstance(result, Failed):
             return _booked(attempt, _judged(result, target, request))
+        if attempt.trace is not None:
+            attempt.trace.answer(result.body)
         attempt.completed(result.tokens, result.text_bytes)
         return Reply(status=200, model=step.model, arm=key.arm, fallback=not attempt.assigned, body=result.body, attempt=attempt)
 
     async def _stream(
         self, request: Request, step: Step, fit: Fit, target: Target, attempt: Attempt, key: RequestKey, time: Slice
     ) -> Reply | Failed:
-        stream = self._open(request, step, fit, target, time)
+        stream = self._open(request, step, fit, target, attempt, time)
         try:
             failed = await stream.open()
         except BaseException:
@@ -148,7 +153,7 @@ class Caller:
             raise
         if failed is not None:
             return _booked(attempt, _judged(failed, target, request))
-        attempt.first_token()
+        attempt.first_token(stream.head)
         events = self._events(stream, attempt, key, request)
         # Begun here: a generator that nobody has begun does nothing when it is closed, and the client may leave at any moment.
         await anext(events)
@@ -161,6 +166,8 @@ class Caller:
             yield b""
             yield stream.head
             async for chunk in stream:
+                if attempt.trace is not None:
+                    attempt.trace.chunk(chunk)
                 if stream.finished:
                     # Booked before the client can know: who has read the last byte finds the request in the metrics.
                     ended = True
@@ -190,7 +197,7 @@ class Caller:
         style, endpoint = self._cards[step.model].reasoning, request.weight.endpoint
         return reasoned(made, request.options.effort, style, responses=endpoint == "responses")
 
-    def _open(self, request: Request, step: Step, fit: Fit, target: Target, time: Slice) -> Stream:
+    def _open(self, request: Request, step: Step, fit: Fit, target: Target, attempt: Attempt, time: Slice) -> Stream:
         dialect = DIALECTS[request.weight.endpoint]
         return Stream(
             self._connections,
@@ -198,7 +205,7 @@ class Caller:
             dialect.reader(target.model, request.body),
             target,
             orjson.dumps(dialect.streaming(self._fields(request, step, fit, target), request.body)),
-            _headers(target, request),
+            _headers(target, request, attempt),
             limit_s=time.whole_s,
             first_s=time.first_s,
         )
@@ -221,8 +228,12 @@ def _booked(attempt: Attempt, failed: Failed) -> Failed:
     return failed
 
 
-def _headers(target: Target, request: Request) -> dict[str, str]:
+def _headers(target: Target, request: Request, attempt: Attempt) -> dict[str, str]:
     headers = {"x-request-id": request.request_id}
+    if attempt.trace is not None:
+        headers.update(attempt.trace.headers())
+    elif (exchange := CURRENT.get()) is not None and exchange.carried:
+        headers.update(exchange.carried)
     if target.forward_authorization and request.authorization:
         headers["Authorization"] = request.authorization
     return headers

@@ -391,6 +391,29 @@ class Redact(_Spec):
     custom: dict[Name, Annotated[str, AfterValidator(_pattern)]] = {}
 
 
+class Telemetry(_Spec):
+    """
+    Spans; where they go is otherwise said by OpenTelemetry's own variables, which win over this.
+
+    Args:
+        traces: Whether spans are made; by default where `endpoint` or the environment names a collector. No is no, whatever it names.
+        endpoint: Of a collector that speaks OTLP over HTTP (``http://collector:4318``).
+        sample: Share of the traces that begin at this router; a trace that began elsewhere keeps what was decided there.
+        service_name: As the collector shows this router.
+        propagate: Whether providers are sent ``traceparent``, ``tracestate`` and ``baggage``.
+        capture_content: Whether prompts and answers may enter spans, redacted; the environment must ask for it as well.
+        flush: How long shutdown waits for the collector.
+    """
+
+    traces: bool | None = None
+    endpoint: Annotated[str, AfterValidator(_http_url)] | None = None
+    sample: Ratio = 1.0
+    service_name: Name = "penstock-router"
+    propagate: bool = True
+    capture_content: bool = False
+    flush: PositiveDuration = timedelta(seconds=5)
+
+
 class RouterConfig(_Spec):
     """
     The whole file.
@@ -417,6 +440,7 @@ class RouterConfig(_Spec):
     caps: Caps | None = None
     budgets: list[Budget] = []
     redact: Redact = Redact()
+    telemetry: Telemetry = Telemetry()
 
     @model_validator(mode="after")
     def _consistent(self) -> "RouterConfig":

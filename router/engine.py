@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from flagspec import RouteFlag
 from router.admission import Admission
@@ -22,6 +23,7 @@ from router.choose import rank
 from router.config import Pairs, RouterConfig
 from router.connections import Connections
 from router.errors import ApiError, input_too_long, model_not_found, nobody_answered
+from router.exchange import CURRENT
 from router.flags import FlagTable, track
 from router.limits import share_s
 from router.logs import get_logger
@@ -33,6 +35,9 @@ from router.pairs import PairDesk, PairSink
 from router.redact import Redactor
 from router.request import Reply, Request
 from router.selection import AUTO, NoDrill, Plan, Selector, Step, auto_plan, in_order, preferring, unit_of
+
+if TYPE_CHECKING:
+    from router.tracing import Tracer
 
 log = get_logger()
 
@@ -49,6 +54,7 @@ class Engine:
         clock: Seconds that never run backwards, for breakers, limits and deadlines.
         sinks: Of shadow pairs, each with its name.
         digest_key: Of the digests in them.
+        tracer: Makes spans; None for none.
     """
 
     def __init__(
@@ -62,7 +68,9 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         sinks: Sequence[tuple[str, PairSink]] = (),
         digest_key: bytes | None = None,
+        tracer: "Tracer | None" = None,
     ) -> None:
+        self.tracer = tracer
         self.selector = Selector(config)
         self.ledger = Ledger(config, metrics, clock, now)
         self._admission = admission = Admission(config, metrics, clock)
@@ -84,7 +92,14 @@ class Engine:
         self._budget_usd = None if cost is None else float(cost.amount)
 
     async def answer(self, request: Request) -> Reply:
-        reply = await self._answer(request)
+        reply = self._presented(await self._answer(request))
+        if (exchange := CURRENT.get()) is not None and exchange.route is not None and not request.drill:
+            exemplar = None if exchange.trace is None else exchange.trace.exemplar
+            self._metrics.overhead(exchange.route, request.stream).observe(exchange.own_s(), exemplar)
+        return reply
+
+    def _presented(self, reply: Reply) -> Reply:
+        """What a client may read of it."""
         if reply.error is not None:
             return replace(reply, error=replace(reply.error, message=self._redactor.text(reply.error.message)))
         if reply.status != 200:
@@ -200,6 +215,8 @@ class Engine:
             fits = [self._fit(step, request) for step in plan.steps]
             if all(isinstance(each, Failed) and each.unasked for each in fits):
                 return self._unfit(key, plan, fits, request)
+        if (exchange := CURRENT.get()) is not None:
+            exchange.planned(plan, self._flags.get(plan.flag) if plan.flag else None, self._flags.revision)
         until = self._clock() + self._deadline_s(plan, request)
         failures: list[tuple[str, Failed]] = []
         spent_usd = 0.0

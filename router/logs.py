@@ -13,6 +13,8 @@ import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
+from router.exchange import CURRENT
+
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -43,6 +45,7 @@ def configure(level: str = "info", redacted: Callable[[Any], Any] | None = None)
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             redact,
+            _traced,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(serializer=_dumps),
         ],
@@ -50,6 +53,14 @@ def configure(level: str = "info", redacted: Callable[[Any], Any] | None = None)
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _traced(_logger: Any, _method: str, fields: EventDict) -> EventDict:
+    """A line that is written for a request leads to its trace."""
+    exchange = CURRENT.get()
+    if exchange is not None and exchange.trace is not None and exchange.trace.ids is not None:
+        fields.update(exchange.trace.ids)
+    return fields
 
 
 def _dumps(value: Any, **_kwargs: Any) -> str:

@@ -12,7 +12,8 @@ from functools import partial
 from itertools import product
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
 
 from flagspec import WEIGHT_MAX, RouteFlag
 from flagspec.latency import LATENCY_EDGES_S
@@ -27,6 +28,13 @@ CapAction = Literal["lowered", "refused"]
 CAPPED: tuple[tuple[Capped, CapAction], ...] = (
     ("input", "refused"), ("output", "lowered"), ("cost", "lowered"), ("cost", "refused"),
 )  # fmt: skip
+SpanFate = Literal["exported", "failed", "dropped"]
+
+OVERHEAD_EDGES_S = (
+    0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0,
+)  # fmt: skip
+"""Edges at what the router promises of itself (1 ms for JSON, 2 ms for a stream) and on both sides of it."""
+
 FallbackReason = Literal["failure", "drill"]
 
 Others = Callable[[str], Sequence[str]]
@@ -73,14 +81,15 @@ class RouterMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.environment = environment
         self.registry = CollectorRegistry()
+        self._overheads: dict[tuple[str, bool], Histogram] = {}
         self._arms: dict[tuple[str, str, Arm, str, bool], ArmSeries] = {}
         self._models: dict[tuple[str, str], ModelSeries] = {}
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=self.registry)
 
-        def histogram(name: str, text: str, *labels: str) -> Histogram:
-            return Histogram(name, text, labels, registry=self.registry, buckets=LATENCY_EDGES_S)
+        def histogram(name: str, text: str, *labels: str, edges: Sequence[float] = LATENCY_EDGES_S) -> Histogram:
+            return Histogram(name, text, labels, registry=self.registry, buckets=edges)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(name, text, labels, registry=self.registry)
@@ -136,6 +145,14 @@ class RouterMetrics:
         self._capped = counter("penstock_capped", "Requests that a cap has changed or refused.", "environment", "what", "action")
         for what, action in CAPPED:
             self._capped.labels(environment, what, action)
+        self._overhead = histogram(
+            "penstock_router_overhead_seconds", "What the router itself took, up to an answer or a stream's first token.",
+            "environment", "route", "streaming", edges=OVERHEAD_EDGES_S,
+        )  # fmt: skip
+        spans = counter("penstock_spans", "Spans that were sampled, by what became of them.", "environment", "outcome")
+        self.spans: dict[SpanFate, Counter] = {fate: spans.labels(environment, fate) for fate in get_args(SpanFate)}
+        for streaming in (False, True):
+            self.overhead("", streaming)
         self._mcp_duration = histogram(
             "mcp_request_duration_seconds", "Duration of upstream attempts.", "model", "provider", "tool"
         )
@@ -170,6 +187,13 @@ class RouterMetrics:
         )
         self._models[model, tool] = made
         return made
+
+    def overhead(self, route: str, streaming: bool) -> Histogram:
+        """`route` is one of the configuration, or "" for a model that was asked for directly."""
+        if (known := self._overheads.get((route, streaming))) is None:
+            known = self._overhead.labels(self.environment, route, "true" if streaming else "false")
+            self._overheads[route, streaming] = known
+        return known
 
     def fallback(
         self, route: str, flag: str, arm: Arm, model: str, streaming: bool, to_model: str, ok: bool, reason: FallbackReason
@@ -217,6 +241,8 @@ class RouterMetrics:
     def prime_default(self, route: str, flag: str, model: str, others: Others) -> None:
         """The series of a route before its flag was seen, and of one without a flag."""
         self._prime_arm(route, flag, "baseline", model, others(model))
+        for streaming in (False, True):
+            self.overhead(route, streaming)
         if flag:
             self._unit_missing.labels(self.environment, flag)
 
@@ -233,8 +259,16 @@ class RouterMetrics:
             self._shadow.labels(self.environment, flag.key, route, "shadow", candidate, outcome)
         self._unit_missing.labels(self.environment, flag.key)
 
-    def exposition(self) -> bytes:
-        return generate_latest(self.registry)
+    def exposition(self, accept: str = "") -> tuple[bytes, bytes]:
+        """
+        Args:
+            accept: The header of that name; exemplars are in OpenMetrics only, for those who ask for it.
+
+        Returns:
+            Content type and page.
+        """
+        encode, content_type = choose_encoder(accept)
+        return content_type.encode(), encode(self.registry)
 
     def _prime_arm(self, route: str, flag: str, arm: Arm, model: str, fallbacks: Sequence[str], *, drills: bool = False) -> None:
         self._retries.labels(self.environment, flag, route, arm)

@@ -18,6 +18,7 @@ from router.admission import Admission
 from router.booking import Ledger, Refusal, RequestKey
 from router.caller import Caller, Slice
 from router.caps import Fit
+from router.exchange import CURRENT
 from router.flags import FlagTable
 from router.logs import get_logger
 from router.metrics import RouterMetrics
@@ -155,6 +156,8 @@ class Mirror:
 
     async def _copy(self, plan: Plan, step: Step, fit: Fit | Failed, request: Request, original: Original) -> None:
         """The same calls as a user's, read to the end for time, tokens and price, and shown to no user."""
+        if (exchange := CURRENT.get()) is not None:
+            CURRENT.set(exchange.copy())  # of this task's own context
         key = RequestKey(
             route=plan.route,
             flag=plan.flag,

@@ -18,7 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from flagspec import FlagSpecError, Snapshot
-from router import logs
+from router import collector, logs
 from router.app import RouterApp
 from router.attempt import Target
 from router.config import RouterConfig, read_config, split_listen
@@ -73,14 +73,21 @@ def create_app(
         client = FlagClient(config.flags, table, metrics)
     else:
         metrics.flag_stale.set(0)
+    tracing = collector.wanted(config, environ)
+    redacted = Redactor(config.redact).tree
     waited = asyncio.Event()
     sinks = _sinks(config, environ, directory, metrics, pair_sinks)
     digest_key = _digest_key(config, environ)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[Engine]:
-        async with open_connections() as connections:
-            engine = Engine(config, targets, connections, table, metrics, clock=clock, sinks=sinks, digest_key=digest_key)
+        async with (
+            collector.opened(tracing, config, targets, metrics, environ, redacted) as tracer,
+            open_connections() as connections,
+        ):
+            engine = Engine(
+                config, targets, connections, table, metrics, clock=clock, sinks=sinks, digest_key=digest_key, tracer=tracer
+            )
             table.subscribe(engine.flags_changed)
             if static is not None:
                 table.take_snapshot(static)

@@ -1,15 +1,19 @@
 """What /metrics says, against docs/reference/router-metrics.md."""
 
+import asyncio
 import re
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from flagspec.latency import LATENCY_EDGES_S, RATIO
 from router.metrics import OUTCOMES
-from tests.router.harness import Router, flag, put
+from tests.router.harness import Router, Upstream, answer, flag, put
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference/router-metrics.md"
 
@@ -69,3 +73,44 @@ async def test_an_answer_is_counted_timed_and_priced_once(router: Router) -> Non
     assert router.arm("penstock_cost_usd_total") == pytest.approx(0.0036)
     assert router.metric("mcp_request_duration_seconds_count", model="old", provider="p", tool="chat") == 1
     assert router.metric("mcp_tokens_total", model="old", direction="input") == 1000
+
+
+async def test_what_clients_invent_creates_no_series(router: Router) -> None:
+    put(router, flag(50_000))
+    await router.ask()
+    before = set(await exposed(router))
+    for i in range(30):
+        await router.ask(f"model-{i}", user=f"user-{i}")
+        await router.ask("chat", user=f"tenant-{i}", stream=True, penstock={"preferred_model": f"m-{i}"})
+        async with await router.post({"model": "chat", "messages": [], "user": f"{i}"}, x_penstock_unit=f"u{i}") as response:
+            await response.read()
+    new = {name for name in set(await exposed(router)) - before if "new" not in str(name) and "spare" not in str(name)}
+    assert not new
+
+
+async def test_overhead_is_what_is_left_without_the_provider(router: Router, upstream: Upstream) -> None:
+    async def slow(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(0.5)
+        return await answer(request, body)
+
+    upstream.script = {"old": slow}
+    labels = {"route": "chat", "streaming": "false"}
+    assert router.metric("penstock_router_overhead_seconds_count", **labels) == 0
+    await router.ask()
+    assert router.metric("penstock_router_overhead_seconds_count", **labels) == 1
+    took = router.metric("penstock_router_overhead_seconds_sum", **labels)
+    assert took is not None and 0 < took < 0.4, "the provider's half second is not the router's"
+    assert router.metric("mcp_request_duration_seconds_sum", model="old", provider="p", tool="chat") > 0.5
+    await router.ask(stream=True)
+    assert router.metric("penstock_router_overhead_seconds_count", route="chat", streaming="true") == 1
+    await router.ask("old")
+    assert router.metric("penstock_router_overhead_seconds_count", route="", streaming="false") == 1
+
+
+async def test_openmetrics_is_for_who_asks_for_it(router: Router) -> None:
+    async with router.http.get(f"{router.url}/metrics", headers={"Accept": "application/openmetrics-text"}) as response:
+        assert response.headers["content-type"].startswith("application/openmetrics-text")
+        text = await response.text()
+    assert text.endswith("# EOF\n")
+    names = {family.name for family in openmetrics.text_string_to_metric_families(text)}
+    assert "penstock_router_overhead_seconds" in names

@@ -5,7 +5,7 @@ It stands above `controller.sweep` and adds what Prefect is good for: a schedule
 part may fail and the rollouts go on. Decisions are committed before anything is shown, and what could not be shown is only logged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -22,9 +22,11 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from controller.commands import CommandRefused, abort
+from controller.core.decision import Hold
 from controller.core.rollout import LogError, Rollout, replay
 from controller.ports import PortError, Ports, UnknownRollout
-from controller.sweep import Swept, beat, look
+from controller.standing import standing, standings
+from controller.sweep import Swept, beat, look, sweep
 from controller.tick import Outcome, due
 from flows import record, stuck
 from flows.context import controller
@@ -32,6 +34,9 @@ from flows.shown import only_logged
 
 WORKERS = 8
 """Rollouts looked at side by side; each waits for Prometheus most of the time."""
+
+MANY = 50
+"""Rollouts from which on one task looks at all of them, and asks Prometheus and Postgres for all at once."""
 
 
 def scheduled_name() -> str:
@@ -71,10 +76,18 @@ def gate_check(rollout: str | None = None, force: bool = False) -> State[None]:
         beat(c.ports, "gate-check")
         now = c.ports.audit.now()
         chosen = {i: h for i, h in heads.items() if not h.rollout.ended and (force or due(h.rollout, now))}
-        futures = {i: gate.submit(i, h.phase, h.rollout.plan.candidate.model, force, _id_of(runs, i)) for i, h in chosen.items()}
+        records = {i: str(run.id) for i, run in runs.items() if i in chosen}
+        if len(chosen) > MANY:
+            many = gates.submit(list(chosen), len(chosen), force, records)
+            futures: dict[str, PrefectFuture[Any]] = {}
+        else:
+            many = None
+            futures = {
+                i: gate.submit(i, h.phase, h.rollout.plan.candidate.model, force, records.get(i)) for i, h in chosen.items()
+            }
         with only_logged("the run could not be named"):
             client.set_flow_run_name(_run_id(), f"{scheduled_name()} · {_count(len(chosen))}")
-        swept = {i: _result(future) for i, future in futures.items()}
+        swept = {i: _result(future) for i, future in futures.items()} if many is None else _results(many, chosen)
         errors |= {i: s for i, s in swept.items() if isinstance(s, str)}
         shown = {i for i, s in swept.items() if isinstance(s, Swept) and s.tick and s.tick.outcome is Outcome.DECIDED}
         _mirror_all(c.ports, client, runs, shown)
@@ -118,6 +131,38 @@ def gate(rollout_id: str, phase: str, model: str, force: bool, record_run: str |
     return swept
 
 
+@task(name="gates", task_run_name="{count} gates", cache_policy=NO_CACHE, retries=0, persist_result=False)
+def gates(rollout_ids: list[str], count: int, force: bool, records: dict[str, str]) -> dict[str, Swept]:
+    """
+    One look at each of many rollouts, with one question to Prometheus for all.
+
+    Args:
+        rollout_ids: Which.
+        count: How many, for the task's name.
+        force: Look although nothing is due.
+        records: Ids of the runs that show them, as far as there are any.
+
+    Returns:
+        What came of each. Only what moved a rollout is shown on its record: a thousand pages at each check would be read by nobody.
+    """
+    log = get_run_logger()
+    found: dict[str, Swept] = {}
+    with controller() as c, get_client(sync_client=True) as client:
+        for swept in sweep(c.ports, may_raise=True, only=rollout_ids, force=force):
+            found[swept.rollout_id] = swept
+            if swept.tick is None:
+                log.error("%s: %s", swept.rollout_id, swept.error)
+                continue
+            log.info("%s: %s", swept.rollout_id, _said(swept))
+            if swept.tick.outcome is Outcome.DECIDED and not isinstance(swept.tick.decision, Hold):
+                record_run = records.get(swept.rollout_id)
+                with only_logged(f"{swept.rollout_id}: the decision stands, but could not be shown"):
+                    entries = c.ports.audit.entries(swept.rollout_id)
+                    shown_by = UUID(record_run) if record_run else _run_id()
+                    record.publish(client, replay(entries), entries, shown_by, UUID(str(this_task.get_id())))
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
     """An active rollout before this check: its state and the key that it was opened with."""
@@ -134,15 +179,24 @@ class Head:
 def _heads(ports: Ports, ids: list[str]) -> tuple[dict[str, Head], dict[str, str]]:
     heads: dict[str, Head] = {}
     errors: dict[str, str] = {}
+    known = standings(ids, ports.audit, ports.standings)
     for rollout_id in ids:
         try:
-            entries = ports.audit.entries(rollout_id)
-            rollout = replay(entries)
+            rollout = known.get(rollout_id) or standing(rollout_id, ports.audit, ports.standings)
+            heads[rollout_id] = Head(rollout=rollout, key=_key_of(rollout_id, ports))
         except (PortError, LogError) as exc:
             errors[rollout_id] = f"{type(exc).__name__}: {exc}"
-            continue
-        heads[rollout_id] = Head(rollout=rollout, key=record.key_of(entries))
     return heads, errors
+
+
+_keys: dict[str, str] = {}
+"""Of rollouts that this process has seen: a first row never changes."""
+
+
+def _key_of(rollout_id: str, ports: Ports) -> str:
+    if rollout_id not in _keys:
+        _keys[rollout_id] = record.key_of([ports.audit.entry(rollout_id, 1)])
+    return _keys[rollout_id]
 
 
 def _abort_called_off(ports: Ports, heads: dict[str, Head], runs: Mapping[str, FlowRun]) -> dict[str, str]:
@@ -167,12 +221,11 @@ def _mirror_all(ports: Ports, client: SyncPrefectClient, runs: Mapping[str, Flow
     for rollout_id, run in runs.items():
         with only_logged(f"{rollout_id}: the run {run.name!r} could not be updated"):
             try:
-                entries = ports.audit.entries(rollout_id)
+                rollout = standing(rollout_id, ports.audit, ports.standings)
             except UnknownRollout:
                 continue  # the record of another controller that shares this Prefect server
-            rollout = replay(entries)
             if record.mirror(client, run, rollout) and rollout.ended and rollout_id not in shown:
-                record.publish(client, rollout, entries, run.id)
+                record.publish(client, rollout, ports.audit.entries(rollout_id), run.id)
 
 
 def _result(future: PrefectFuture[Any]) -> Swept | str:
@@ -182,6 +235,15 @@ def _result(future: PrefectFuture[Any]) -> Swept | str:
         return state.message or f"the task ended {state.name}"
     swept = future.result(raise_on_failure=False)
     return swept if isinstance(swept, Swept) else f"the task gave {type(swept).__name__}"
+
+
+def _results(future: PrefectFuture[Any], chosen: Iterable[str]) -> dict[str, Swept | str]:
+    future.wait()
+    state = future.state
+    found = future.result(raise_on_failure=False) if state.is_completed() else None
+    if not isinstance(found, dict):
+        return dict.fromkeys(chosen, state.message or f"the task ended {state.name}")
+    return {i: (s if s.tick is not None else s.error) for i, s in found.items()}
 
 
 def _said(swept: Swept) -> str:
@@ -200,8 +262,3 @@ def _count(n: int) -> str:
 
 def _run_id() -> UUID:
     return UUID(str(this_run.get_id()))
-
-
-def _id_of(runs: Mapping[str, FlowRun], rollout_id: str) -> str | None:
-    run = runs.get(rollout_id)
-    return None if run is None else str(run.id)

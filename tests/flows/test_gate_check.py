@@ -146,3 +146,22 @@ def test_only_gate_checks_that_run_for_too_long_are_marked_as_crashed(world: Wor
     assert stuck.crash_own(world.client, asking) == 0
     assert stuck.crash_own(world.client, asking, datetime.now(UTC) + stuck.LONGEST + timedelta(seconds=5)) == 1
     assert world.client.read_flow_run(dead.id).state_type is StateType.CRASHED
+
+
+def test_many_rollouts_are_looked_at_by_one_task_and_only_what_moves_is_shown(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.gate_check.MANY", 1)
+    ids = []
+    for key in ("one", "two"):
+        plan = RolloutSpec.model_validate(spec()).to_plan()
+        ids.append(start(plan, plan_digest(plan), world.ports, actor="rita", key=key).id)
+    check = world.later(minutes=15).run("gate-check")
+    assert check.state_type is StateType.COMPLETED and check.name.endswith(" · 2 rollouts")
+    (task,) = _tasks(world, check)
+    assert task.name == "2 gates"
+    assert all(len(world.artifacts(i)) == 1 for i in ids), "both have advanced"
+    world.silence()
+    held = world.later(minutes=15).run("gate-check")
+    assert "hold" in str(held.state.message if held.state else "")
+    assert all(len(world.artifacts(i)) == 1 for i in ids)

@@ -2,6 +2,7 @@
 CPU per request of the router, beside a bare ASGI + aiohttp pass-through measured in the same run.
 
     python -m bench.router_cpu [--requests 2000] [--concurrency 16] [-o json]
+    python -m bench.router_cpu --traced         and a router that makes spans, in the same run
     python -m bench.router_cpu --sse            the SSE splitter beside httpx-sse's decoder
 
 The upstream answers at once from memory, so that nothing but the proxies' own work is measured. CPU is user + system time of the
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,8 @@ def process(role: str, **env: str) -> Iterator[tuple[str, int]]:
 
 
 def serve(role: str) -> int:
+    if role == "collector":
+        return asyncio.run(collect())
     if role == "router":
         from router.server import run
 
@@ -180,6 +183,18 @@ def serve(role: str) -> int:
 
     Server(uvicorn.Config(app, port=0, http="httptools", lifespan="off", access_log=False, log_level="error")).run()
     return 0
+
+
+async def collect() -> int:
+    from bench.otlp import serve_otlp
+
+    async with serve_otlp() as receiver:
+        sys.stderr.write(f"listening on {receiver.url}\n")
+        sys.stderr.flush()
+        while True:
+            await asyncio.sleep(1)
+            receiver.spans.clear()
+            receiver.raw.clear()
 
 
 def cpu_s(pid: int) -> float:
@@ -251,7 +266,8 @@ def main() -> int:
     parser.add_argument("--event-every-ms", type=float, default=0.0, help="pause between the events of a stream")
     parser.add_argument("-o", choices=["table", "json"], default="table", dest="output")
     parser.add_argument("--sse", action="store_true", help="only the SSE splitter beside httpx-sse")
-    parser.add_argument("--role", choices=["upstream", "bare", "router"], help=argparse.SUPPRESS)
+    parser.add_argument("--traced", action="store_true", help="also a router that sends every span to a collector")
+    parser.add_argument("--role", choices=["upstream", "bare", "router", "collector"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.role:
         return serve(args.role)
@@ -265,13 +281,21 @@ def main() -> int:
     ):
         base = f"{upstream}/v1"
         config = router_yaml(base, Path(folder))
-        with process("bare", UPSTREAM=base) as bare, process("router", ROUTER_YAML=str(config)) as router:
+        with ExitStack() as stack:
+            bare = stack.enter_context(process("bare", UPSTREAM=base))
+            router = stack.enter_context(process("router", ROUTER_YAML=str(config)))
+            traced = None
+            if args.traced:
+                collector, _ = stack.enter_context(process("collector"))
+                env = {"ROUTER_YAML": str(config), "OTEL_EXPORTER_OTLP_ENDPOINT": collector}
+                traced = stack.enter_context(process("router", **env))
             for stream in (False, True):
                 for concurrency in args.concurrency:
                     # At their pace streams take long, and few of them use enough CPU to be measured.
                     requests = min(args.requests, 100 * max(3, concurrency)) if stream and args.event_every_ms else args.requests
                     bare_ms, _ = measure(*bare, requests, concurrency, stream)
                     router_ms, rate = measure(*router, requests, concurrency, stream)
+                    traced_ms = None if traced is None else round(measure(*traced, requests, concurrency, stream)[0], 3)
                     rows.append(
                         {
                             "kind": "stream_36" if stream else "json",
@@ -280,6 +304,7 @@ def main() -> int:
                             "router_ms": round(router_ms, 3),
                             "ratio": round(router_ms / bare_ms, 2),
                             "router_requests_per_s": round(rate),
+                            **({} if traced_ms is None else {"traced_ms": traced_ms}),
                         }
                     )
     if args.output == "json":
@@ -287,6 +312,9 @@ def main() -> int:
     else:
         lines = [f"{'kind':<10} {'conc.':>5} {'bare ms':>8} {'router ms':>9} {'ratio':>6} {'req/s':>6}"]
         form = "{kind:<10} {concurrency:>5} {bare_ms:>8} {router_ms:>9} {ratio:>6} {router_requests_per_s:>6}"
+        if args.traced:
+            lines[0] += f" {'traced ms':>9}"
+            form += " {traced_ms:>9}"
         lines += [form.format(**row) for row in rows]
         sys.stdout.write("\n".join(lines) + "\n")
     return 0

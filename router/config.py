@@ -384,11 +384,19 @@ class Redact(_Spec):
         logs: Whether log lines are redacted; error texts always are.
         patterns: What is looked for.
         custom: Patterns of one's own: a name, which stands in place of what is found, and a regular expression.
+        engine: Presidio's recognisers look as well, after the patterns.
+        countries: Whose numbers Presidio looks for, beside those that know no country (``us``, ``uk``).
+        score: What Presidio has to be sure of, 0..1.
+        use: A function of one's own from text to text, called last (``package.module:function``).
     """
 
     logs: bool = True
     patterns: list[Literal["email", "phone", "card", "api_key", "ip"]] = ["email", "phone", "card", "api_key", "ip"]
     custom: dict[Name, Annotated[str, AfterValidator(_pattern)]] = {}
+    engine: Literal["builtin", "presidio"] = "builtin"
+    countries: list[Annotated[str, Field(pattern=r"^[a-z]{2}$")]] = []
+    score: Annotated[float, Field(ge=0, le=1)] = 0.4
+    use: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")] | None = None
 
 
 class Telemetry(_Spec):

@@ -7,9 +7,10 @@ Its one rule: a text is replaced, never refused. It is the second line of defenc
 logged at all (`logs`); what other people's error texts quote of them is what this is for.
 """
 
+import importlib
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -79,9 +80,22 @@ def _ip(found: str) -> bool:
 _CHECKS: Mapping[str, Callable[[str], bool]] = {"card": _card, "ip": _ip}
 
 
+UNREADABLE = "[unredactable]"
+"""In place of a text that somebody else's code has failed on: what it may hold nobody knows."""
+
+
 class Redactor:
+    """
+    Args:
+        spec: From router.yaml.
+
+    Raises:
+        ValueError: what it names beside the built-in patterns is not there.
+    """
+
     def __init__(self, spec: config.Redact) -> None:
         custom = {name: re.compile(pattern) for name, pattern in spec.custom.items()}
+        self._more = list(_more(spec))
         self._patterns = [*custom.items(), *((name, p) for name, p in PATTERNS.items() if name in spec.patterns)]
 
     def text(self, text: str) -> str:
@@ -91,6 +105,13 @@ class Redactor:
                 text = pattern.sub(f"[{name}]", text)
             else:
                 text = pattern.sub(lambda m, name=name, check=check: f"[{name}]" if check(m[0]) else m[0], text)  # type: ignore[misc]
+        for more in self._more:
+            try:
+                text = more(text)
+            except Exception:
+                return UNREADABLE
+            if not isinstance(text, str):
+                return UNREADABLE
         return text
 
     def tree(self, value: Any, depth: int = 0) -> Any:
@@ -110,3 +131,20 @@ class Redactor:
     def json(self, body: bytes) -> bytes:
         """A JSON text that somebody else has written."""
         return orjson.dumps(self.tree(orjson.loads(body)))
+
+
+def _more(spec: config.Redact) -> Iterator[Callable[[str], Any]]:
+    """What looks after the built-in patterns."""
+    if spec.engine == "presidio":
+        from router.presidio import recognisers
+
+        yield recognisers(tuple(spec.countries), spec.score)
+    if spec.use is not None:
+        module, _, name = spec.use.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as exc:
+            raise ValueError(f"redact.use: {spec.use!r} cannot be imported: {exc}") from exc
+        if not callable(found):
+            raise ValueError(f"redact.use: {spec.use!r} is no function")
+        yield found

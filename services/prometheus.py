@@ -55,6 +55,7 @@ class PrometheusServer:
         fresh: Throw away the data of earlier runs.
         retention: How long samples are kept.
         metric_relabel: `metric_relabel_configs` of every job, to drop or rename series as they are scraped.
+        features: Switches of what is experimental in it (``exemplar-storage``).
         binary: The program; default is `find_prometheus()`.
     """
 
@@ -71,6 +72,7 @@ class PrometheusServer:
         fresh: bool = True,
         retention: timedelta = timedelta(days=15),
         metric_relabel: Sequence[Mapping[str, object]] = (),
+        features: Sequence[str] = (),
         binary: Path | None = None,
     ) -> None:
         self.directory = directory.absolute()
@@ -84,6 +86,7 @@ class PrometheusServer:
         self._fresh = fresh
         self._retention = retention
         self._metric_relabel = [dict(rule) for rule in metric_relabel]
+        self._features = list(features)
         self._binary = binary
         self._child: ChildProcess | None = None
 
@@ -171,6 +174,7 @@ class PrometheusServer:
             f"--storage.tsdb.retention.time={_seconds(self._retention)}",
             f"--web.listen-address=127.0.0.1:{self.port}",
             "--web.enable-lifecycle",
+            *([f"--enable-feature={','.join(self._features)}"] if self._features else []),
             "--log.level=warn",  # so that the end of the log is what went wrong
         ]
 

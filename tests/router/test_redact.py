@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from router import logs
 from router.config import Redact
-from router.redact import Redactor, luhn
+from router.presidio import recognisers
+from router.redact import UNREADABLE, Redactor, luhn
 from tests.router.harness import Upstream, chunk, config, cut, disconnect, events, flag, put, serve_router, status
 
 ALL = Redactor(Redact())
@@ -74,6 +76,67 @@ def test_only_the_patterns_asked_for_and_ones_own() -> None:
 
 def test_trees_are_redacted_to_their_leaves() -> None:
     assert ALL.tree({"a@b.de": ["a@b.de", {"x": "10.0.0.1"}, 5, None]}) == {"a@b.de": ["[email]", {"x": "[ip]"}, 5, None]}
+
+
+def shouting(text: str) -> str:
+    return text.replace("Falcon", "[project]")
+
+
+def failing(text: str) -> str:
+    raise KeyError(text)
+
+
+def silent(text: str) -> None:
+    return None
+
+
+def own(name: str) -> Redactor:
+    return Redactor(Redact(use=f"{__name__}:{name}"))
+
+
+def test_a_function_of_ones_own_comes_after_the_patterns() -> None:
+    assert own("shouting").text("Falcon: a@b.de") == "[project]: [email]"
+
+
+@pytest.mark.parametrize("name", ["failing", "silent"])
+def test_a_text_that_the_function_fails_on_is_not_let_through(name: str) -> None:
+    assert own(name).text("Falcon") == UNREADABLE
+
+
+@pytest.mark.parametrize(
+    ("use", "says"), [("no.such.module:f", "no.such.module:f"), ("json:nothing", "nothing"), ("json:__name__", "no function")]
+)
+def test_a_function_that_is_not_there_is_said_at_start_up(use: str, says: str) -> None:
+    with pytest.raises(ValueError) as raised:
+        Redactor(Redact(use=use))
+    assert says in str(raised.value)
+
+
+def test_presidio_is_named_with_its_extra_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    recognisers.cache_clear()
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    with pytest.raises(ValueError, match=r"penstock\[presidio\]"):
+        Redactor(Redact(engine="presidio"))
+
+
+class TestPresidio:
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        pytest.importorskip("presidio_analyzer", reason="the extra `presidio` is not installed")
+        recognisers.cache_clear()
+
+    def test_knows_numbers_that_the_patterns_do_not(self) -> None:
+        redactor = Redactor(Redact(engine="presidio", countries=["us"]))
+        assert redactor.text("IBAN DE89370400440532013000, a@b.de") == "IBAN [iban_code], [email]"
+        assert redactor.text("wallet 1BoatSLRHtKNngkdXEeobR76b53LETtpyT") == "wallet [crypto]"
+
+    def test_leaves_log_lines_alone(self) -> None:
+        text = "status 500 (rate_limit_exceeded, messages[0].content) no answer within 30s from http://host/v1 at 2026-11-26T08:12:31Z"
+        assert Redactor(Redact(engine="presidio", patterns=[], countries=["us"])).text(text) == text
+
+    def test_a_country_that_it_does_not_know_is_said(self) -> None:
+        with pytest.raises(ValueError, match="zz"):
+            Redactor(Redact(engine="presidio", countries=["zz"]))
 
 
 CANARY = "CANARY-7f3a91"

@@ -49,6 +49,7 @@ class Target:
     Args:
         base_url: Of its provider; each endpoint has its path below it.
         headers: Sent with each call, the provider's key among them.
+        drop: Fields that its provider refuses.
         forward_authorization: The client's own Authorization goes along (providers without ``api_key_env``).
         request_s, stream_s, first_token_s: Timeouts of an attempt, in seconds.
     """
@@ -62,6 +63,7 @@ class Target:
     request_s: float
     stream_s: float
     first_token_s: float | None
+    drop: frozenset[str] = frozenset()
 
     def url(self, path: str) -> URL:
         if (known := _URLS.get((self.base_url, path))) is None:

@@ -194,6 +194,8 @@ class Caller:
 
     def _fields(self, request: Request, step: Step, fit: Fit, target: Target) -> dict[str, Any]:
         made = payload(request.body, step, target.upstream_name, fit.fields)
+        for name in target.drop & made.keys():
+            del made[name]
         style, endpoint = self._cards[step.model].reasoning, request.weight.endpoint
         return reasoned(made, request.options.effort, style, responses=endpoint == "responses")
 

@@ -8,7 +8,7 @@ Its one rule: what is promised is enforced by the provider. An estimate only cho
 with the request is what makes a cost impossible. Pure.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor
 from typing import Any, Literal, get_args
@@ -17,6 +17,7 @@ import orjson
 
 from router import config
 from router.outcome import Failed
+from router.presets import PRESETS
 from router.reasoning import Style
 from router.usage import BYTES_PER_TOKEN, Rates
 
@@ -52,16 +53,17 @@ class Card:
     rates: Rates | None
 
     @classmethod
-    def of(cls, model: config.Model, endpoints: Iterable[Endpoint] = get_args(Endpoint)) -> "Card":
+    def of(cls, model: config.Model, provider: config.Provider | None = None) -> "Card":
+        preset = None if provider is None or provider.preset is None else PRESETS[provider.preset]
         return cls(
             model=model.name,
-            endpoints=frozenset(endpoints),
+            endpoints=frozenset(get_args(Endpoint) if provider is None else provider.endpoints),
             context_tokens=model.context_tokens,
             max_output_tokens=model.max_output_tokens,
             output_field=model.output_field,
             tools=model.tools,
             streaming=model.streaming,
-            reasoning=model.reasoning,
+            reasoning=model.reasoning or (None if preset is None else preset.reasoning),
             quality=model.quality,
             rates=None if model.price is None else Rates.of(model.price),
         )

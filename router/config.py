@@ -5,10 +5,10 @@ Its one rule: every name that is used is defined, so that nothing is found missi
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from router.presets import PRESETS, PresetName
 from router.reasoning import Style
 from specfile import Inconsistent, Loc, Money, PositiveDuration, Ratio, parse
 
@@ -30,6 +31,7 @@ _LISTEN = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9.-]+)):(
 
 Name = Annotated[str, Field(pattern=_NAME)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")]
 UnitKind = Literal["user", "tenant", "session", "request"]
 
 
@@ -76,17 +78,35 @@ class Provider(_Spec):
     Somebody who serves models.
 
     Args:
+        preset: Fills in what is left out, for a provider that is known (`router.presets`).
         base_url: Up to and including the version (``https://api.openai.com/v1``).
         api_key_env: The environment variable that holds the key. Without one, the client's own Authorization is forwarded.
+        api_key_header: Where the key stands: as a bearer token, or by itself in another header.
+        headers: Sent with each call: names and values that are no secrets.
         endpoints: What it serves; requests for others are not sent to it.
+        drop: Fields of a request's body that it refuses; they are left out.
     """
 
     name: Name
-    base_url: Annotated[str, AfterValidator(_http_url)]
+    preset: PresetName | None = None
+    base_url: Annotated[str, AfterValidator(_http_url)] = ""
     api_key_env: EnvName | None = None
+    api_key_header: Literal["authorization", "x-api-key", "api-key"] = "authorization"
+    headers: dict[HeaderName, Annotated[str, Field(pattern=r"^[\x20-\x7e]*$")]] = {}
     endpoints: Annotated[list[Literal["chat", "responses", "embeddings"]], Field(min_length=1)] = [
         "chat", "responses", "embeddings",
     ]  # fmt: skip
+    drop: list[Annotated[str, Field(min_length=1)]] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, given: Any) -> Any:
+        name = given.get("preset") if isinstance(given, dict) else None
+        if not isinstance(name, str) or name not in PRESETS:
+            return given
+        preset = PRESETS[cast(PresetName, name)]
+        known = {"base_url": preset.base_url, "api_key_env": preset.api_key_env, "endpoints": list(preset.endpoints)}
+        return {**known, "drop": list(preset.drop), **given}
 
 
 class Timeout(_Spec):
@@ -476,6 +496,10 @@ def _contradictions(config: RouterConfig) -> Iterator[tuple[Loc, str]]:
             if (first := names.index(name)) < i:
                 yield (field, i, "name"), f"{name!r} is already the name of {field}.{first}"
 
+    for i, provider in enumerate(config.providers):
+        if not provider.base_url:
+            yield ("providers", i), f"{provider.name!r} has no base_url and no preset (presets: {_listed(set(PRESETS))})"
+
     providers, models = {p.name for p in config.providers}, {m.name for m in config.models}
     for i, model in enumerate(config.models):
         if model.provider not in providers:
@@ -520,5 +544,5 @@ def _dollars(loc: Loc, money: Money | None) -> Iterator[tuple[Loc, str]]:
         yield loc, f"'{money}' is not in USD; costs are counted in USD only"
 
 
-def _listed(names: set[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))

@@ -75,8 +75,8 @@ class Engine:
         self.ledger = Ledger(config, metrics, clock, now)
         self._admission = admission = Admission(config, metrics, clock)
         self._config = config
-        endpoints = {p.name: p.endpoints for p in config.providers}
-        self._cards = {m.name: Card.of(m, endpoints[m.provider]) for m in config.models}
+        providers = {p.name: p for p in config.providers}
+        self._cards = {m.name: Card.of(m, providers[m.provider]) for m in config.models}
         self._caller = Caller(targets, self._cards, connections, admission, self.ledger)
         self._redactor = Redactor(config.redact)
         desk = None

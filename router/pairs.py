@@ -290,7 +290,10 @@ def _chat_stream(events: list[dict[str, Any]]) -> Reading:
             texts.setdefault(index, []).append(delta.get("content") or "")
             refusals.setdefault(index, []).append(delta.get("refusal") or "")
             for call in delta.get("tool_calls") or ():
-                made = calls.setdefault(index, {}).setdefault(call.get("index", 0), {"name": "", "arguments": ""})
+                known = calls.setdefault(index, {})
+                # Google's calls come without an index, each whole and with an id of its own.
+                place = call.get("index", len(known) if call.get("id") else max(0, len(known) - 1))
+                made = known.setdefault(place, {"name": "", "arguments": ""})
                 for part in ("name", "arguments"):
                     made[part] += (call.get("function") or {}).get(part) or ""
             if choice.get("finish_reason"):

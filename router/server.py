@@ -223,8 +223,10 @@ def _targets(config: RouterConfig, environ: Mapping[str, str]) -> dict[str, Targ
     for model in config.models:
         provider = providers[model.provider]
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", "User-Agent": "penstock-router"}
+        headers |= provider.headers
         if provider.api_key_env and (key := environ.get(provider.api_key_env)):
-            headers["Authorization"] = f"Bearer {key}"
+            bearer = provider.api_key_header == "authorization"
+            headers[provider.api_key_header] = f"Bearer {key}" if bearer else key
         first_token = model.timeout.first_token
         targets[model.name] = Target(
             model=model.name,
@@ -233,6 +235,7 @@ def _targets(config: RouterConfig, environ: Mapping[str, str]) -> dict[str, Targ
             base_url=provider.base_url,
             headers=headers,
             forward_authorization=provider.api_key_env is None,
+            drop=frozenset(provider.drop),
             request_s=model.timeout.request.total_seconds(),
             stream_s=model.timeout.stream.total_seconds(),
             first_token_s=None if first_token is None else first_token.total_seconds(),

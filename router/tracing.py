@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import orjson
 from opentelemetry import propagate
-from opentelemetry.context import Context
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace import Tracer as Maker
 from opentelemetry.util.types import AttributeValue
@@ -71,7 +71,8 @@ class Tracer:
 
     def begin(self, endpoint: Endpoint, path: str, headers: Mapping[bytes, bytes]) -> "RequestTrace":
         carrier = {name: headers[key].decode("latin-1") for key, name in self._fields if key in headers}
-        context = self._textmap.extract(carrier, Context()) if carrier else Context()
+        # In the application's own process there may be a span of the application's.
+        context = self._textmap.extract(carrier, get_current())
         operation = names.OPERATIONS[endpoint]
         attributes: dict[str, AttributeValue] = {names.OPERATION: operation, names.METHOD: "POST", names.PATH: path}
         span = self.maker.start_span(operation, context, SpanKind.SERVER, attributes)
@@ -139,14 +140,13 @@ class RequestTrace:
             if self._status is not None:
                 self._attributes[names.STATUS] = self._status
             if exc is not None or self._status is None:
-                self._failed = self._failed or (
-                    "cancelled" if exc is None or not isinstance(exc, Exception) else type(exc).__name__
-                )
+                # A client that leaves is no error of anybody's here.
+                self._failed = type(exc).__name__ if isinstance(exc, Exception) else "cancelled"
             elif self._status >= 400:
                 self._failed = self._failed or str(self._status)
             if self._failed is not None:
                 self._attributes[names.ERROR_TYPE] = self._failed
-                if self._status is None or self._status >= 500 or self._status == 200:
+                if self._failed != "cancelled" and (self._status is None or not 400 <= self._status < 500):
                     span.set_status(Status(StatusCode.ERROR))
             span.set_attributes(self._attributes)
         span.end()

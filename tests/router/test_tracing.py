@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import structlog
+from opentelemetry.sdk.trace import TracerProvider
 
 from bench.otlp import Received, Receiver, serve_otlp
 from router import logs
+from router.client import AsyncRouter
 from router.collector import wanted
 from tests.router.harness import (
     DONE,
@@ -278,6 +280,45 @@ async def test_what_waits_at_shutdown_is_sent(upstream: Upstream, otlp: Receiver
         await router.ask()
         assert otlp.spans == []
     assert len(otlp.spans) == 2
+
+
+async def test_a_collector_that_hangs_delays_the_end_by_no_more_than_was_allowed(
+    upstream: Upstream, otlp: Receiver, monkeypatch: pytest.MonkeyPatch, lines: io.StringIO
+) -> None:
+    otlp.hangs = True
+    async with asyncio.timeout(20):  # the SDK alone would wait for 30 s
+        async with traced(
+            upstream, otlp, monkeypatch, {"OTEL_EXPORTER_OTLP_TIMEOUT": "60"}, telemetry={"flush": "100ms"}
+        ) as router:
+            await router.ask()
+    assert "telemetry_lost" in said(lines)
+
+
+async def test_a_client_that_leaves_is_cancelled_and_no_error(
+    upstream: Upstream, otlp: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream.script = {"old": upstream.hang_after(chunk("old", {"content": "Hal"}))}
+    async with traced(upstream, otlp, monkeypatch) as router:
+        response = await router.post({"model": "chat", "messages": [], "stream": True})
+        await response.content.readany()
+        response.close()
+        await received(otlp, 2)
+    assert {span.attributes["error.type"] for span in otlp.spans} == {"cancelled"}
+    assert {span.status for span in otlp.spans} == {"UNSET"}
+
+
+async def test_in_the_applications_own_process_spans_stand_below_the_applications(
+    upstream: Upstream, otlp: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", otlp.url)
+    application = TracerProvider().get_tracer("application")
+    async with AsyncRouter(config(upstream.url), environ=dict(os.environ)) as router:
+        with application.start_as_current_span("turn") as turn:
+            await router.chat.completions.create(model="chat", messages=[{"role": "user", "content": "Hi"}])
+        await received(otlp, 2)
+    (server,) = otlp.of("SERVER")
+    context = turn.get_span_context()
+    assert (server.trace, server.parent) == (f"{context.trace_id:032x}", f"{context.span_id:016x}")
 
 
 async def test_lines_of_a_request_lead_to_its_trace(

@@ -23,7 +23,9 @@ def get_logger() -> FilteringBoundLogger:
     return logger
 
 
-OURS = frozenset({"event", "level", "timestamp", "source", "collector", "route", "flag", "arm", "model", "outcome", "decision_id", "env"})
+OURS = frozenset(
+    {"event", "level", "timestamp", "source", "collector", "route", "flag", "arm", "model", "outcome", "decision_id", "env"}
+)
 """Fields whose values are names of the configuration: nothing that somebody else has written."""
 
 

@@ -515,6 +515,10 @@ class Notifier(Protocol):
         """
 
 
+GATE_CHECK_FAILED = "gate-check-failed"
+"""Whose beats are those of gate checks that could not look at a rollout; those that could are ``gate-check``'s."""
+
+
 class Heartbeats(Protocol):
     """When those who look did so last; no part of the audit log. All times are the database's."""
 

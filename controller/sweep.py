@@ -18,7 +18,7 @@ import structlog
 from controller import metrics
 from controller.core.rollout import LogError
 from controller.gather import planned
-from controller.ports import Planned, PortError, Ports
+from controller.ports import GATE_CHECK_FAILED, Planned, PortError, Ports
 from controller.standing import standings
 from controller.tick import Seen, Tick, due, tick
 
@@ -91,6 +91,14 @@ def beat(ports: Ports, who: str, rollouts: Sequence[str] = ()) -> None:
         ports.heartbeats.beat(who, rollouts)
     except PortError as exc:
         log.warning("heartbeat_failed", who=who, error=f"{type(exc).__name__}: {exc}")
+
+
+def gates_checked(ports: Ports, looked: Sequence[str], failed: Sequence[str]) -> None:
+    """Say at which rollouts a gate check could look and at which it could not; the process that made it may end, and export nothing."""
+    if looked:
+        beat(ports, "gate-check", looked)
+    if failed:
+        beat(ports, GATE_CHECK_FAILED, failed)
 
 
 def sweep(

@@ -26,7 +26,7 @@ from controller.core.decision import Hold
 from controller.core.rollout import LogError, Rollout, replay
 from controller.ports import PortError, Ports, UnknownRollout
 from controller.standing import standing, standings
-from controller.sweep import Swept, beat, look, sweep
+from controller.sweep import Swept, beat, gates_checked, look, sweep
 from controller.tick import Outcome, due
 from flows import record, stuck
 from flows.context import controller
@@ -89,6 +89,7 @@ def gate_check(rollout: str | None = None, force: bool = False) -> State[None]:
             client.set_flow_run_name(_run_id(), f"{scheduled_name()} · {_count(len(chosen))}")
         swept = {i: _result(future) for i, future in futures.items()} if many is None else _results(many, chosen)
         errors |= {i: s for i, s in swept.items() if isinstance(s, str)}
+        gates_checked(c.ports, [i for i, s in swept.items() if isinstance(s, Swept)], sorted(errors))
         shown = {i for i, s in swept.items() if isinstance(s, Swept) and s.tick and s.tick.outcome is Outcome.DECIDED}
         _mirror_all(c.ports, client, runs, shown)
     looked = [s for s in swept.values() if isinstance(s, Swept)]

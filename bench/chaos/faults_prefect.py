@@ -1,7 +1,7 @@
 """
 Prefect dies, comes back, runs everything twice and late, or is told to pause: it schedules and shows, and no rollout may hang on it.
 
-Gate checks are Prefect's here (`python -m flows.local`); the guard and the mail are processes without it. Its one rule: what Prefect loses is
+Gate checks are Prefect's here (`python -m flows.local` or `flows.serve`); the guard and the mail are processes without it. Its one rule: what Prefect loses is
 a check, never a decision, and the next check is as good as the lost one.
 """
 
@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +33,10 @@ START_S = 180.0
 """Prefect's server and a runner take 10 to 40 s each on a quiet machine."""
 
 ASKED_TIMES = 15
+
+LOCAL = ("flows.local", "--every", "1s")
+SERVED = ("flows.serve", "--gate-every", "10s")
+"""A process for each run: one costs seconds of CPU before it looks."""
 
 STEP_S = 90.0
 """A gate check a second is asked for; one takes about a second here."""
@@ -91,6 +95,11 @@ class Server:
         """Id of the deployment."""
         return str(self.ask("GET", "/deployments/name/gate-check/gate-check")["id"])
 
+    def runs(self) -> bool:
+        """Whether a gate check is carried out at the moment."""
+        wanted = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}, "deployment_id": {"any_": [self.gate_check()]}}}
+        return bool(self.ask("POST", "/flow_runs/filter", wanted))
+
 
 @contextmanager
 def _server(folder: Path) -> Iterator[Server]:
@@ -103,10 +112,10 @@ def _server(folder: Path) -> Iterator[Server]:
             made.child.stop()
 
 
-def runner(world: World, server: Server, crash_at: str = "") -> ChildProcess:
+def runner(world: World, server: Server, crash_at: str = "", module: Sequence[str] = LOCAL) -> ChildProcess:
     """A process that runs what Prefect schedules."""
     child = ChildProcess(
-        [sys.executable, "-m", "flows.local", "--every", "1s"],
+        [sys.executable, "-m", *module],
         log_path=world.folder / "runner.log",
         name="runner",
         env={
@@ -126,14 +135,14 @@ def by_prefect(world: World, weight: int) -> bool:
     return world.until(lambda: world.weight() >= weight, STEP_S)
 
 
-def begun(world: World, crash_at: str = "") -> tuple[Server, ChildProcess, Worker, str]:
+def begun(world: World, crash_at: str = "", module: Sequence[str] = LOCAL) -> tuple[Server, ChildProcess, Worker, str]:
     """A rollout at 5 % that Prefect's gate checks have raised, and a worker for guard and mail."""
     server: Server = world.stage.shared(_server)
     if server.child is None:
         server.start()
     worker = world.controller()
     rollout_id = world.start(worker, world.plan(every=EVERY))
-    process = runner(world, server, crash_at)
+    process = runner(world, server, crash_at, module)
     if not world.until(lambda: world.weight() >= CANARY or process.returncode is not None, START_S):
         raise AssertionError(f"no gate check of Prefect's came: {process.log_tail()}")
     return server, process, worker, rollout_id
@@ -227,3 +236,84 @@ def paused(world: World, rng: Random) -> Trial:
         return ended(world, worker, rollout_id, [], 0.0)
     finally:
         server.ask("PATCH", f"/deployments/{deployment}", {"paused": False})
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that it started; Prefect's runner gives each run a session of its own, so that no group holds them."""
+    with suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *(found for child in children for found in _family(int(child)))]
+    return []
+
+
+def _signal(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _in_mid_run(world: World, server: Server, process: ChildProcess, rng: Random) -> list[int]:
+    """The runner and its runs, at some moment while a gate check is carried out."""
+
+    def found() -> bool:
+        return server.runs() and len(_family(process.pid)) > 1
+
+    if not world.until(found, STEP_S):
+        raise AssertionError("no gate check of Prefect's began")
+    time.sleep(rng.uniform(0, 1))
+    return _family(process.pid)
+
+
+@fault("Prefect: flows.serve killed in mid-run", group="prefect", quick=0, full=3, alone=True, recover_s_max=STEP_S)
+def serve_killed(world: World, rng: Random) -> Trial:
+    server, process, worker, rollout_id = begun(world, module=SERVED)
+    everything = _in_mid_run(world, server, process, rng)
+    if rng.random() < 0.5:
+        _signal(everything, signal.SIGKILL)
+        world.restarts.append(world.now())
+    else:  # the check itself goes on without its runner
+        _signal(everything[:1], signal.SIGKILL)
+        world.stack.callback(_signal, everything[1:], signal.SIGKILL)
+    runner(world, server, module=SERVED)
+    found: list[Violation] = []
+    took_s = goes_on(world, found, "flows.serve was killed and started again")
+    return ended(world, worker, rollout_id, found, took_s)
+
+
+@fault("Prefect: flows.serve frozen past its slot", group="prefect", quick=0, full=3, alone=True, recover_s_max=STEP_S)
+def serve_frozen(world: World, rng: Random) -> Trial:
+    server, process, worker, rollout_id = begun(world, module=SERVED)
+    everything = _in_mid_run(world, server, process, rng)
+    _signal(everything, signal.SIGSTOP)
+    try:
+        runner(world, server, module=rng.choice((LOCAL, SERVED)))
+        found: list[Violation] = []
+        took_s = goes_on(world, found, "another runner is there for one that is frozen")
+    finally:
+        _signal(everything, signal.SIGCONT)
+    # What was frozen in the middle of a check wakes up, and finds its slot taken.
+    time.sleep(5)
+    return ended(world, worker, rollout_id, found, took_s)
+
+
+@fault("Prefect: server restarted under flows.serve", group="prefect", quick=0, full=3, alone=True, recover_s_max=STEP_S)
+def serve_without_server(world: World, rng: Random) -> Trial:
+    server, process, worker, rollout_id = begun(world, module=SERVED)
+    _in_mid_run(world, server, process, rng)
+    server.kill()
+    found = unaffected(world, worker, rollout_id)
+    server.start()
+    took_s = goes_on(world, found, "Prefect's server is back")
+    return ended(world, worker, rollout_id, found, took_s)
+
+
+@fault("Prefect: flows.serve and flows.local at once", group="prefect", quick=0, full=3, alone=True, recover_s_max=STEP_S)
+def two_runners(world: World, rng: Random) -> Trial:
+    server, first, worker, rollout_id = begun(world, module=SERVED)
+    second = runner(world, server, module=rng.choice((LOCAL, SERVED)))
+    found: list[Violation] = []
+    took_s = goes_on(world, found, "two runners are there")
+    for one in (first, second):
+        if one.returncode is not None:
+            found.append(broken("the trial itself", f"a runner ended: {one.log_tail()}"))
+    return ended(world, worker, rollout_id, found, took_s)

@@ -63,7 +63,7 @@ def tick(
     output: Output = "table",
 ) -> int:
     """One gate check, without Prefect: what the schedule does every quarter of an hour."""
-    from controller.sweep import sweep
+    from controller.sweep import gates_checked, sweep
     from controller.tick import tick as look
 
     rows: list[dict[str, Any]] = []
@@ -78,6 +78,8 @@ def tick(
             for swept in sweep(ports, may_raise=True, only=only, force=force):
                 outcome = swept.tick.outcome.value if swept.tick is not None else "failed"
                 rows.append(_row(swept.rollout_id, outcome, swept.tick, swept.error))
+            failed = {r["rollout_id"] for r in rows if r["outcome"] == "failed"}
+            gates_checked(ports, [r["rollout_id"] for r in rows if r["rollout_id"] not in failed], sorted(failed))
     print_rows(rows, ("rollout_id", "outcome", "decision", "standing", "text"), output)
     for row in rows if output == "table" else ():
         for said in row["drills"]:

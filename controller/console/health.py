@@ -97,6 +97,7 @@ class CensusCollector(Collector):
         yield up
         for name, text, value in (
             ("penstock_rollouts_active", "Rollouts that hold a flag.", moment.active),
+            ("penstock_gate_checks_failing", "Rollouts at which the last gate check could not look.", moment.unchecked),
             ("penstock_outbox_waiting", "Notices that are not delivered yet.", moment.waiting),
             ("penstock_outbox_oldest_age_seconds", "Age of the oldest notice that is not delivered yet.", moment.oldest_s),
             ("penstock_outbox_refused", "Notices that will never be delivered.", moment.refused),

@@ -10,12 +10,14 @@ import httpx
 import pytest
 from sqlalchemy import Engine
 
+from controller.adapters.memory import MemoryFlags, MemoryMetrics
 from controller.adapters.postgres import PostgresAudit, PostgresHeartbeats, app_url, open_engine
 from controller.adapters.postgres.census import Census
 from controller.adapters.postgres.connect import connect
 from controller.adapters.postgres.tables import SCHEMA_REVISION
 from controller.console.health import beating
-from controller.ports import PortError
+from controller.ports import PortError, Ports
+from controller.sweep import gates_checked
 from tests.console.conftest import Start, commands
 from tests.ports.databases import Databases
 from tests.ports.events import applied, decided, opened, roll_back
@@ -103,6 +105,21 @@ def test_counts_of_the_log_are_the_same_for_whoever_starts_anew(databases: Datab
         assert seen.decisions == {("gate_check", "advance"): 1, ("gate_check", "roll_back"): 1}
         assert seen.verdicts == {("gate_check", "pass"): 2, ("gate_check", "insufficient"): 2}
         assert {o: sum(d.counts) for o, d in seen.durations.items()} == {"promoted": 0, "rolled_back": 1, "aborted": 0}
+    engine.dispose()
+
+
+def test_gate_checks_that_fail_are_counted_whichever_process_made_them(databases: Databases) -> None:
+    engine: Engine = open_engine(app_url(databases.migrated()))
+    audit, beats, census = PostgresAudit(engine), PostgresHeartbeats(engine), Census(engine)
+    ports = Ports(audit=audit, index=audit, heartbeats=beats, metrics=MemoryMetrics(), flags=MemoryFlags())
+    audit.append(opened("r1"), None)
+    assert census.moment().unchecked == 0
+    gates_checked(ports, [], ["r1", "ended long ago"])
+    assert census.moment().unchecked == 1
+    gates_checked(ports, ["another"], [])
+    assert census.moment().unchecked == 1
+    gates_checked(ports, ["r1"], [])
+    assert census.moment().unchecked == 0
     engine.dispose()
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -6,6 +7,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowR
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.states import Cancelling, Running
 
+from controller.adapters.memory import MemoryHeartbeats
 from controller.codec import plan_digest
 from controller.commands import start
 from controller.core.rollout import Entry, Opened
@@ -105,7 +107,9 @@ def test_ends_the_record_of_a_rollout_that_the_guard_brought_back(world: World) 
 
 
 def test_a_rollout_that_cannot_be_read_fails_the_run_after_the_others_were_looked_at(world: World) -> None:
-    good, _ = world.start("sound")
+    beats = MemoryHeartbeats(clock=lambda: world.now)
+    world.controller = replace(world.controller, ports=replace(world.ports, heartbeats=beats))
+    good, sound = world.start("sound")
     plan = RolloutSpec.model_validate(spec("broken")).to_plan()
     opened = start(plan, plan_digest(plan), world.ports, actor="bob", key="k")
     gap = Entry(rollout_id=opened.id, seq=9, at=world.now, actor="x", event=Opened(plan=plan, plan_digest="", key="k"))
@@ -115,6 +119,9 @@ def test_a_rollout_that_cannot_be_read_fails_the_run_after_the_others_were_looke
     assert check.state_type is StateType.FAILED
     assert check.state is not None and (check.state.message or "").startswith(f"{opened.id}: LogError")
     assert world.again(good).state_name == "full 100%"
+    # For whoever exports it: this process may be gone by then.
+    assert beats.last_beat("gate-check", sound) is not None and beats.last_beat("gate-check", opened.id) is None
+    assert beats.last_beat("gate-check-failed", opened.id) is not None and beats.last_beat("gate-check-failed", sound) is None
 
 
 def test_looks_at_one_rollout_by_name_and_by_force(world: World) -> None:

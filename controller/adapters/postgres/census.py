@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from sqlalchemy import Engine, RowMapping, and_, func, not_, select
+from sqlalchemy import Engine, RowMapping, and_, func, not_, or_, select
 
 from controller.adapters.postgres.errors import translated
 from controller.adapters.postgres.tables import audit, flag_holds, heartbeats, outbox
-from controller.ports import AuditUnavailable
+from controller.ports import GATE_CHECK_FAILED, AuditUnavailable
 
 BLOCK = 5_000
 """Rows that are read at once."""
@@ -55,6 +55,7 @@ class Moment:
         oldest_s: Age of the oldest of them; 0 without any.
         refused: Notices that will never be delivered.
         beats: Seconds since each looker was last alive.
+        unchecked: Rollouts that hold a flag and could not be looked at by their last gate check.
     """
 
     active: int
@@ -62,6 +63,16 @@ class Moment:
     oldest_s: float
     refused: int
     beats: dict[str, float]
+    unchecked: int
+
+
+_good, _bad = heartbeats.alias(), heartbeats.alias()
+_UNCHECKED = (
+    select(func.count(func.distinct(flag_holds.c.rollout_id)))
+    .join_from(flag_holds, _bad, and_(_bad.c.who == GATE_CHECK_FAILED, _bad.c.rollout_id == flag_holds.c.rollout_id))
+    .outerjoin(_good, and_(_good.c.who == "gate-check", _good.c.rollout_id == flag_holds.c.rollout_id))
+    .where(or_(_good.c.at.is_(None), _good.c.at < _bad.c.at))
+)
 
 
 class Census:
@@ -87,7 +98,10 @@ class Census:
             active = int(connection.scalar(select(func.count()).select_from(flag_holds)) or 0)
             waiting, oldest, refused = connection.execute(letters).one()
             ages = {who: float(seconds) for who, seconds in connection.execute(beats)}
-        return Moment(active=active, waiting=waiting, oldest_s=float(oldest or 0.0), refused=refused, beats=ages)
+            unchecked = int(connection.scalar(_UNCHECKED) or 0)
+        return Moment(
+            active=active, waiting=waiting, oldest_s=float(oldest or 0.0), refused=refused, beats=ages, unchecked=unchecked
+        )
 
     def read_on(self) -> None:
         """Count the rows that were written since the last time. Raises AuditUnavailable."""

@@ -71,6 +71,7 @@ class Settings:
     slack_api_url: str | None = None
     audit_key_file: Path | None = None
     audit_heads_file: Path = Path("audit-heads.jsonl")
+    evidence_folder: Path = Path("evidence")
     actor: str = ""
     groups: tuple[str, ...] = ()
     people_file: Path | None = None
@@ -125,6 +126,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         slack_api_url=env.get("PENSTOCK_SLACK_API_URL"),
         audit_key_file=Path(key) if (key := env.get("PENSTOCK_AUDIT_KEY_FILE")) else None,
         audit_heads_file=Path(env.get("PENSTOCK_AUDIT_HEADS_FILE") or home / "audit-heads.jsonl"),
+        evidence_folder=Path(env.get("PENSTOCK_EVIDENCE_FOLDER") or home / "evidence"),
         actor=env.get("PENSTOCK_ACTOR") or _login(),
         crash_at=env.get("PENSTOCK_CRASH_AT", ""),
         groups=tuple(g.strip() for g in env.get("PENSTOCK_GROUPS", "").split(",") if g.strip()),

@@ -68,6 +68,7 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
         Unavailable: the database cannot be reached, or is at another schema revision.
     """
     from controller import logs
+    from controller.adapters.evidence_files import EvidenceFiles
     from controller.adapters.log import LogNotifier
     from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresHeartbeats, open_engine
 
@@ -84,7 +85,7 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
         if settings.flags_database_url is not None:
             flags_engine = open_engine(settings.flags_database_url)
             opened.callback(flags_engine.dispose)
-        audit = PostgresAudit(engine)
+        audit = PostgresAudit(engine, EvidenceFiles(settings.evidence_folder))
         source = NoMetrics() if settings.prometheus_url is None else make_metrics(settings)
         ports = Ports(
             audit=audit,
@@ -230,6 +231,7 @@ def verify_log(settings: Settings) -> "ChainReport":
         SettingsError: no database is named.
         BadHeads, AuditUnavailable: the heads or the log cannot be read; nothing is said about it then.
     """
+    from controller.adapters.evidence_files import EvidenceFiles
     from controller.adapters.heads import read_heads
     from controller.adapters.postgres import chain
     from controller.core.chain import Head
@@ -237,7 +239,8 @@ def verify_log(settings: Settings) -> "ChainReport":
     if settings.database_url is None:
         raise SettingsError(NO_DATABASE)
     published, problems = read_heads(settings.audit_heads_file) if settings.audit_heads_file.exists() else ((), ())
-    found = chain.verify(settings.database_url, [Head(id=h.id, hash=h.hash) for h in published])
+    files = EvidenceFiles(settings.evidence_folder)
+    found = chain.verify(settings.database_url, [Head(id=h.id, hash=h.hash) for h in published], files=files)
     return replace(found, problems=(*problems, *found.problems), problem_count=len(problems) + found.problem_count)
 
 
@@ -249,13 +252,14 @@ def open_log(settings: Settings) -> Iterator["PostgresAudit"]:
     Raises:
         SettingsError, Unavailable: as `open_controller`.
     """
+    from controller.adapters.evidence_files import EvidenceFiles
     from controller.adapters.postgres import PostgresAudit, open_engine
 
     if settings.database_url is None:
         raise SettingsError(NO_DATABASE)
     engine = open_engine(settings.database_url)
     try:
-        yield PostgresAudit(engine)
+        yield PostgresAudit(engine, EvidenceFiles(settings.evidence_folder))
     finally:
         engine.dispose()
 
@@ -339,6 +343,7 @@ def open_api(settings: Settings) -> Iterator[Api | None]:
     Raises:
         SettingsError: the address of Prometheus cannot be used.
     """
+    from controller.adapters.evidence_files import EvidenceFiles
     from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresHeartbeats, PostgresRequests, open_engine
 
     if settings.database_url is None:
@@ -352,7 +357,7 @@ def open_api(settings: Settings) -> Iterator[Api | None]:
         if settings.flags_database_url is not None:
             flags_engine = open_engine(settings.flags_database_url, require_schema=False)
             opened.callback(flags_engine.dispose)
-        audit, flags = PostgresAudit(engine), PostgresFlags(flags_engine)
+        audit, flags = PostgresAudit(engine, EvidenceFiles(settings.evidence_folder)), PostgresFlags(flags_engine)
         ports = Ports(
             audit=audit,
             index=audit,

@@ -38,7 +38,7 @@ _COMMANDS = {
     "drill": ("controller.cli.drill:drill", "Let something fail on purpose, for no user: fallback."),
     "flags": ("controller.cli.flags:flags", "The flags themselves: list, kill, unkill."),
     "token": ("controller.cli.acting:token", "Tokens of the HTTP API: new."),
-    "audit": ("controller.cli.audit:audit", "The audit log as a whole: verify, export, replay, head, keygen."),
+    "audit": ("controller.cli.audit:audit", "The audit log as a whole: verify, export, replay, head, archive, keygen."),
     "plan": (
         "controller.cli.planning:plan",
         "What a rollout.yaml can prove and catch on today's traffic, how long it takes, what to change.",

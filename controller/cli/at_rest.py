@@ -13,12 +13,16 @@ from controller.settings import Settings
 
 
 @contextmanager
-def readable(settings: Settings) -> Iterator[Settings]:
+def readable(settings: Settings, *, owner: bool = False) -> Iterator[Settings]:
     """
     Settings that name a database if there is one to read.
 
     A database that is named or runs is used as it is. Else the embedded one in the home folder, if it was ever made, runs for as
     long as the command does.
+
+    Args:
+        settings: As the environment has them.
+        owner: Of a database that is at rest, name the address of the tables' owner instead of the reader's.
 
     Raises:
         ServiceError: it is there and cannot be started.
@@ -32,4 +36,5 @@ def readable(settings: Settings) -> Iterator[Settings]:
 
     sys.stderr.write(f"penstock is not running; reading the database it left in {data_dir}\n")
     with EmbeddedPostgres(data_dir) as server:
-        yield replace(settings, database_url=reader_url(server.url_for("penstock")))
+        url = server.url_for("penstock")
+        yield replace(settings, database_url=url if owner else reader_url(url))

@@ -18,13 +18,19 @@ if TYPE_CHECKING:
     from controller.core.chain import Head as KnownHead
     from controller.ports import SignedHead
 
-audit = App(name="audit", help="The audit log as a whole: verify, export, replay, head, keygen.")
+audit = App(name="audit", help="The audit log as a whole: verify, export, replay, head, archive, keygen.")
 
 Head = Annotated[str | None, Parameter(help="A head that was written down elsewhere, ID:HASH; the log must contain it")]
 Since = Annotated[str | None, Parameter(help="Check only from this head on, ID:HASH: what is before it was verified before")]
 Heads = Annotated[Path | None, Parameter(help="A file of published heads; the log must contain each")]
 PublicKey = Annotated[Path | None, Parameter(help="The key (PEM) that all heads of --heads must be signed with")]
 Export = Annotated[Path | None, Parameter(help="Verify an export instead of the database")]
+EvidenceFolder = Annotated[
+    Path | None,
+    Parameter(
+        help="Where archived texts are; each that was moved must be there. Default: PENSTOCK_EVIDENCE_FOLDER, and what is not there is counted"
+    ),
+]
 Processes = Annotated[
     int | None,
     Parameter(
@@ -45,10 +51,12 @@ def verify(
     heads: Heads = None,
     public_key: PublicKey = None,
     export: Export = None,
+    evidence: EvidenceFolder = None,
     processes: Processes = None,
     output: Output = "table",
 ) -> int:
     """Follow the hash chain through every row and every raw answer; exit code 1 and the places if anything does not fit."""
+    from controller.adapters.evidence_files import EvidenceFiles
     from controller.adapters.postgres import chain
     from controller.core.chain import Head as Known
 
@@ -64,7 +72,15 @@ def verify(
     else:
         begin = None if since is None else _head("--since", since)
         with readable(load()) as settings, _progress("rows") as progress:
-            found = chain.verify(_database(settings), known, since=begin, progress=progress, processes=processes)
+            found = chain.verify(
+                _database(settings),
+                known,
+                since=begin,
+                progress=progress,
+                processes=processes,
+                files=EvidenceFiles(evidence or settings.evidence_folder),
+                complete=evidence is not None,
+            )
             if found.ok and not problems:
                 _say_so(_database(settings))
     return _tell(found, problems, heads is not None and public_key is None, output)
@@ -82,7 +98,9 @@ def export(
     output: Output = "table",
 ) -> int:
     """Write rows as they were hashed, with a manifest and the published heads, for somebody who trusts neither us nor the database."""
-    from controller.adapters.archive import Archive, archive
+    from controller.adapters.archive import Archive
+    from controller.adapters.archive import archive as new_archive
+    from controller.adapters.evidence_files import EvidenceFiles
     from controller.adapters.heads import HeadSigner
     from controller.adapters.postgres.export import Wanted
     from controller.adapters.postgres.export import export as write
@@ -100,8 +118,9 @@ def export(
             errors.print(f"{manifest['count']} rows", soft_wrap=True)
             return 0
         published, _ = _published(_if_there(settings.audit_heads_file), None)
-        with archive(Path(out), format) as to:
-            manifest = write(url, to, wanted, sign=signer.sign, published=published, progress=progress)
+        with new_archive(Path(out), format) as to:
+            files = EvidenceFiles(settings.evidence_folder)
+            manifest = write(url, to, wanted, sign=signer.sign, published=published, progress=progress, files=files)
     if output != "table":
         print_object(manifest, output)
     else:
@@ -209,6 +228,62 @@ def head(
 
 
 @audit.command
+def archive(
+    *,
+    older_than: Annotated[str, Parameter(help="Of rollouts that ended so long ago: 90d, 26w")] = "90d",
+    database: Annotated[
+        str | None, Parameter(help="Address of the tables' owner; default: PENSTOCK_DATABASE_URL, the embedded one as its owner")
+    ] = None,
+    dry_run: Annotated[bool, Parameter(help="Only say what would be moved", negative="")] = False,
+    output: Output = "table",
+) -> int:
+    """
+    Move the raw answers and the evidence of ended rollouts out of the database, into PENSTOCK_EVIDENCE_FOLDER.
+
+    Rows stay where they are, and so does the chain. A text goes only when it was read back from its file. Renewals of leases that are older are
+    removed. Run it as the owner of the tables: the application may take nothing out of the log.
+    """
+    from controller.adapters.evidence_files import EvidenceFiles
+    from controller.adapters.postgres.retire import ended_before, retire
+    from controller.wiring import open_log
+    from specfile import parse_duration
+
+    try:
+        age = parse_duration(older_than)
+    except ValueError as exc:
+        raise SettingsError(f"--older-than: {exc}") from exc
+    with readable(load(), owner=True) as settings, open_log(settings) as log, _progress("answers") as progress:
+        before = log.now() - age
+        ended = ended_before(log, log, before, sys.maxsize)
+        files = EvidenceFiles(settings.evidence_folder)
+        done = retire(database or _owner(settings), ended, before, files, dry_run=dry_run, progress=progress)
+    if output != "table":
+        told = {"rollouts": done.rollouts, "texts": done.texts, "characters": done.size, "files": list(done.files)}
+        print_object({**told, "renewals": done.renewals, "folder": str(files.folder), "dry_run": dry_run}, output)
+        return 0
+    verb = "would be moved" if dry_run else "moved"
+    console.print(
+        f"{done.texts} texts of {done.rollouts} ended rollouts ({done.size / 1e6:,.1f} MB) {verb} to {files.folder}",
+        soft_wrap=True,
+        markup=False,
+    )
+    if done.renewals:
+        console.print(f"{done.renewals} renewals of leases removed", soft_wrap=True)
+    return 0
+
+
+def _owner(settings: Settings) -> str:
+    """The database as its owner: the embedded one's is known, of another it is what is named."""
+    from psycopg.conninfo import conninfo_to_dict
+
+    from controller.adapters.postgres.connect import owner_url
+
+    url = _database(settings)
+    host = str(conninfo_to_dict(url).get("host") or "")
+    return owner_url(url) if host.startswith("/") and Path(host).is_relative_to(settings.home.absolute()) else url
+
+
+@audit.command
 def keygen(file: Annotated[Path, Parameter(help="The private key; the public one is FILE.pub")]) -> int:
     """Make the key pair that heads are signed with (Ed25519)."""
     from controller.adapters.heads import keygen as make
@@ -226,6 +301,7 @@ def _tell(found: "ChainReport", more: "Sequence[Problem]", unchecked: bool, outp
     if output != "table":
         told = [{"audit_id": p.audit_id, "kind": p.kind, "text": p.text} for p in problems]
         counts = {"rows": found.rows, "rollouts": found.rollouts, "answers": found.answers, "heads": found.heads}
+        counts |= {"filed": found.filed, "unchecked": found.unchecked}
         counts |= {"signatures_checked": bool(found.heads) and not unchecked}
         print_object({"ok": not count, **counts, "head": last, "problem_count": count, "problems": told}, output)
     else:
@@ -234,6 +310,9 @@ def _tell(found: "ChainReport", more: "Sequence[Problem]", unchecked: bool, outp
         for problem in problems:
             where = "" if problem.audit_id is None else f"row {problem.audit_id}: "
             console.print(f"  {problem.kind}: {where}{problem.text}", soft_wrap=True, markup=False)
+        if found.filed or found.unchecked:
+            away = f", {found.unchecked} more are not there and were not checked" if found.unchecked else ""
+            console.print(f"{found.filed} answers were checked in the files of the archive{away}", soft_wrap=True)
         if found.heads:
             unsigned = "; their signatures were not checked (--public-key)" if unchecked else ""
             console.print(f"{found.heads} published heads were looked for{unsigned}", soft_wrap=True)

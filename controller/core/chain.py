@@ -68,6 +68,8 @@ class ChainReport:
     Args:
         rows, rollouts, answers: How much was checked.
         heads: How many known heads were looked for.
+        filed: Answers that were checked in files and are no longer in the database.
+        unchecked: Answers that were moved to files which were not at hand.
         head: The last row; None for an empty log.
         problems: The first ones found, in the order of their rows.
         problem_count: All of them.
@@ -77,6 +79,8 @@ class ChainReport:
     rollouts: int
     answers: int
     heads: int = 0
+    filed: int = 0
+    unchecked: int = 0
     head: Head | None
     problems: tuple[Problem, ...]
     problem_count: int
@@ -218,7 +222,7 @@ def known_heads(heads: Iterable[Head]) -> dict[int, set[str]]:
     return found
 
 
-def report(found: Stretch, findings: Findings, *, answers: int, heads: int) -> ChainReport:
+def report(found: Stretch, findings: Findings, *, answers: int, heads: int, filed: int = 0, unchecked: int = 0) -> ChainReport:
     """The end of following a chain."""
     ordered = sorted(findings.problems, key=lambda p: (p.audit_id is None, p.audit_id or 0))
     return ChainReport(
@@ -226,6 +230,8 @@ def report(found: Stretch, findings: Findings, *, answers: int, heads: int) -> C
         rollouts=len(found.ends),
         answers=answers,
         heads=heads,
+        filed=filed,
+        unchecked=unchecked,
         head=None if not found.rows else Head(id=found.last, hash=found.hash),
         problems=tuple(ordered),
         problem_count=findings.count,

@@ -1,6 +1,7 @@
 """`penstock audit` on a real database, as the auditor and the person who answers one use it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,20 @@ def test_rows_alone_are_written_to_stdout(cli: Cli, rows: str) -> None:
     said = cli("audit", "export", "--out", "-", "--rollout", rows)
     assert [json.loads(line)["seq"] for line in said.out.splitlines()] == [1, 2, 3, 4, 5]
     assert (said.code, said.err) == (0, "5 rows\n")
+
+
+def test_the_evidence_of_ended_rollouts_is_archived_and_found_again(
+    cli: Cli, rollout_yaml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = os.environ["PENSTOCK_DATABASE_URL"].replace("penstock_app@", "postgres@", 1)
+    rollout_id = json.loads(cli("start", rollout_yaml, "-o", "json").out)["rollout_id"]
+    assert cli("tick", "--force").code == 0
+    cli("abort", rollout_id, "--reason", "enough")
+    refused = cli("audit", "archive", "--older-than", "0s")
+    assert refused.code == 1 and "only the owner of the tables may archive" in refused.err
+    told = json.loads(cli("audit", "archive", "--older-than", "0s", "--database", owner, "-o", "json").out)
+    assert told["rollouts"] == 1 and len(told["files"]) == (1 if told["texts"] else 0)
+    found = json.loads(cli("audit", "verify", "--evidence", told["folder"], "-o", "json").out)
+    assert (found["ok"], found["filed"], found["unchecked"]) == (True, told["texts"], 0)
+    assert cli("audit", "replay", "--all").code == 0
+    assert cli("audit", "archive", "--older-than", "soon").code == 1

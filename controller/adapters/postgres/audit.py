@@ -39,6 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from controller.adapters.evidence_files import BadEvidenceFiles, EvidenceFiles
 from controller.adapters.postgres.errors import reason, translated
 from controller.adapters.postgres.outbox import PostgresOutbox
 from controller.adapters.postgres.rows import (
@@ -54,7 +55,7 @@ from controller.adapters.postgres.rows import (
     text_of,
     unpack,
 )
-from controller.adapters.postgres.tables import CHAIN_LOCK, audit, audit_evidence, flag_holds, outbox
+from controller.adapters.postgres.tables import CHAIN_LOCK, archived_evidence, audit, audit_evidence, flag_holds, outbox
 from controller.codec import CodecError, notice_to_json
 from controller.core.chain import GENESIS, Head
 from controller.core.notice import Notice
@@ -146,10 +147,15 @@ class PostgresAudit(PostgresOutbox):
     """
     Entries carry the raw answers of their evidence as references (`sha256:...`), because a look at a rollout needs none of them;
     `entry` reads one row with its answers.
+
+    Args:
+        engine: On the database.
+        files: Where texts are that were moved out of it.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, files: EvidenceFiles | None = None) -> None:
         super().__init__(engine)
+        self._files = files
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._strays: list[str] = []
         self._strays_due_s = 0.0
@@ -231,10 +237,24 @@ class PostgresAudit(PostgresOutbox):
             row = connection.execute(query).mappings().one_or_none()
             if row is None:
                 raise UnknownRollout(f"no row {rollout_id}/{seq}")
-            wanted = select(audit_evidence).where(audit_evidence.c.digest.in_(references(row["event"])))
+            digests = list(references(row["event"]))
+            wanted = select(audit_evidence).where(audit_evidence.c.digest.in_(digests))
             found = connection.execute(wanted).mappings().all()
         answers = {a["digest"]: text_of(Answer(digest=a["digest"], answer=a["answer"], encoding=a["encoding"])) for a in found}
+        for digest in set(digests) - set(answers):
+            if (filed := self._filed(digest)) is not None:
+                answers[digest] = filed
         return _entry(row, answers)
+
+    def _filed(self, digest: str) -> str | None:
+        """A text that is in a file and no longer in the database; None where it is not."""
+        if self._files is None:
+            return None
+        try:
+            found = self._files.get(digest)
+        except BadEvidenceFiles as exc:
+            raise TextLost(str(exc)) from exc
+        return None if found is None else found.decode("utf-8", "surrogatepass")
 
     def text(self, reference: str) -> str:
         if not is_reference(reference):
@@ -243,7 +263,9 @@ class PostgresAudit(PostgresOutbox):
         with translated(AuditUnavailable, f"reading the text {digest[:12]}"), self._engine.connect() as connection:
             row = connection.execute(select(audit_evidence).where(audit_evidence.c.digest == digest)).mappings().one_or_none()
         if row is None:
-            raise TextLost(f"the log refers to a text {digest[:12]} that is not there")
+            if (filed := self._filed(digest)) is not None:
+                return filed
+            raise TextLost(f"the log refers to a text {digest[:12]} that is not there{self._archived(digest)}")
         try:
             found = raw(Answer(digest=digest, answer=row["answer"], encoding=row["encoding"]))
         except ValueError as exc:
@@ -251,6 +273,13 @@ class PostgresAudit(PostgresOutbox):
         if (seen := sha256(found).hexdigest()) != digest:
             raise TextLost(f"the text {digest[:12]} that the log refers to hashes to {seen[:12]}: it was changed")
         return found.decode("utf-8", "surrogatepass")
+
+    def _archived(self, digest: str) -> str:
+        """Where a text was moved to, in words; "" where nobody says that it was."""
+        with translated(AuditUnavailable, f"looking for the text {digest[:12]}"), self._engine.connect() as connection:
+            name = connection.scalar(select(archived_evidence.c.archive).where(archived_evidence.c.digest == digest))
+        folder = "the folder of PENSTOCK_EVIDENCE_FOLDER" if self._files is None else str(self._files.folder)
+        return "" if name is None else f": it was archived in {name}, which is not in {folder}"
 
     def head(self, audit_id: int | None = None) -> Head | None:
         query = select(audit.c.id, audit.c.hash, audit.c.at).order_by(audit.c.id.desc()).limit(1)

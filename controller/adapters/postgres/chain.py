@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 
+from controller.adapters.evidence_files import EvidenceFiles
 from controller.adapters.postgres.connect import connect
 from controller.adapters.postgres.errors import translated
 from controller.adapters.postgres.rows import Answer, raw
@@ -79,6 +80,8 @@ def verify(
     since: Head | None = None,
     progress: Progress = silent,
     processes: int | None = None,
+    files: EvidenceFiles | None = None,
+    complete: bool = False,
 ) -> ChainReport:
     """
     Check the audit log.
@@ -88,6 +91,8 @@ def verify(
         heads: Heads known from elsewhere, which the log must contain.
         since: A head up to which all was checked before: only its row and those after it are, and the answers that they rest on.
         progress: Told how far it is.
+        files: Where answers are that were moved out of the database.
+        complete: Every answer that was moved must be there; else those that are not are counted.
         processes: To share the work; None for as many as pay: where there is much to read, one for every two processors.
 
     Raises:
@@ -99,14 +104,16 @@ def verify(
     with translated(AuditUnavailable, "verifying the audit log"), _alive(), reading(url) as connection:
         lowest, highest = one_row(connection, "SELECT coalesce(min(id), 1), coalesce(max(id), 0) FROM {schema}.audit")
         low = lowest if since is None else since.id
-        snapshot = _Snapshot(url=url, id=one_row(connection, "SELECT pg_export_snapshot()")[0], heads=known)
+        filed, elsewhere, unchecked = _elsewhere(connection, files, findings, complete=complete)
+        exported = one_row(connection, "SELECT pg_export_snapshot()")[0]
+        snapshot = _Snapshot(url=url, id=exported, heads=known, elsewhere=elsewhere)
         work = _Work(snapshot, processes or _processes(connection, low, lowest, highest), findings, progress)
         answers = work.answers() if since is None else None
         found = work.stretch(low, highest, answers)
         checked = join(Stretch() if since is None else _before(connection, low, found), found, findings)
         absent({i: h for i, h in known.items() if i >= low}, highest, findings)
         _strays(connection, findings)
-    return report(checked, findings, answers=work.sound, heads=len(known))
+    return report(checked, findings, answers=work.sound, heads=len(known), filed=filed, unchecked=unchecked)
 
 
 @contextmanager
@@ -165,6 +172,25 @@ def reading(url: str, snapshot: str | None = None) -> Iterator[Connection]:
         yield connection
 
 
+def _elsewhere(
+    connection: Connection, files: EvidenceFiles | None, findings: Findings, *, complete: bool
+) -> tuple[int, Digests, int]:
+    """How many answers in files are what their names say; the digests that need not be in the database; and how many of them nobody checked."""
+    sound, odd = bytearray(), set[str]()
+    for name, text, path in files.each() if files is not None else ():
+        found = sha256(text)
+        if found.hexdigest() == name:
+            sound += found.digest()
+        else:
+            odd.add(name)
+            findings.add(None, "evidence", f"{path}: {name[:12]} hashes to {found.hexdigest()[:12]}: it was changed")
+    filed = Digests(bytes(sound))
+    noted = [row[0] for row in connection.execute(f"SELECT digest FROM {SCHEMA}.archived_evidence".encode())]
+    absent = list(filed.missing([n.encode() for n in noted])) if noted else []
+    unchecked = [] if complete else [d for d in absent if d.decode() not in odd]
+    return len(filed), Digests(bytes(sound) + b"".join(bytes.fromhex(d.decode()) for d in unchecked)), len(unchecked)
+
+
 def _processes(connection: Connection, low: int, lowest: int, highest: int) -> int:
     """How many pay."""
     (size,) = one_row(connection, "SELECT pg_total_relation_size('{schema}.audit')")
@@ -178,11 +204,18 @@ def _processes(connection: Connection, low: int, lowest: int, highest: int) -> i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Snapshot:
-    """What every piece is read from. `answers` are the digests of the sound ones; None reads those that the rows refer to."""
+    """
+    What every piece is read from.
+
+    Args:
+        elsewhere: Digests of answers that need not be in the database.
+        answers: Digests of the sound ones in it; None reads those that the rows refer to.
+    """
 
     url: str
     id: str
     heads: Mapping[int, set[str]]
+    elsewhere: Digests
     answers: Digests | None = None
 
     def piece(self, low: int, end: int) -> tuple[Stretch, int, Findings]:
@@ -221,7 +254,8 @@ class _Snapshot:
             findings.take(odd)
             answers = Digests(packed)
             read = len(answers)
-        for digest in answers.missing(wanted):
+        lacking = list(answers.missing(wanted))
+        for digest in self.elsewhere.missing(lacking) if lacking else ():
             text = f"row {wanted[digest]} rests on the answer {digest.decode()[:12]}, which is missing or was changed"
             findings.add(wanted[digest], "evidence", text)
         return read

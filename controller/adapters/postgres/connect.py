@@ -105,6 +105,11 @@ def reader_url(admin_url: str) -> str:
     return _with(admin_url, user=READER_ROLE, password=None)
 
 
+def owner_url(local_url: str) -> str:
+    """As `app_url`, for the role that owns the embedded database. Raises BadDatabaseUrl."""
+    return _with(local_url, user="postgres", password=None)
+
+
 def create_database(admin_url: str, name: str) -> str:
     """
     Make a database if there is none of that name.

@@ -15,9 +15,11 @@ from typing import Any
 from psycopg import sql
 
 from controller.adapters.archive import ANSWERS, HEADS, Archive
+from controller.adapters.evidence_files import EvidenceFiles
 from controller.adapters.heads import line
 from controller.adapters.postgres.chain import BATCH, Connection, Progress, copied, one_row, reading, rows, silent
 from controller.adapters.postgres.errors import translated
+from controller.adapters.postgres.rows import store
 from controller.adapters.postgres.tables import SCHEMA
 from controller.core.chain import Head, event_in_json, references
 from controller.ports import AuditUnavailable, SignedHead
@@ -63,6 +65,7 @@ def export(
     published: Sequence[SignedHead] = (),
     alone: bool = False,
     progress: Progress = silent,
+    files: EvidenceFiles | None = None,
 ) -> dict[str, Any]:
     """
     Write rows, their answers, heads and the manifest.
@@ -75,13 +78,14 @@ def export(
         published: Heads that were published before.
         alone: Rows only, for a stream.
         progress: Told how far it is.
+        files: Where answers are that were moved out of the database.
 
     Returns:
         The manifest.
 
     Raises:
         BadDatabaseUrl: the URL is not one.
-        AuditUnavailable: the log cannot be read to its end.
+        AuditUnavailable: the log cannot be read to its end, or an answer is in a file that is not at hand.
         OSError: it cannot be written.
     """
     seen = _Seen(digests=set())
@@ -94,7 +98,7 @@ def export(
         to.rows(_documents(connection, wanted, seen, progress))
         if wanted.answers:
             with reading(url, snapshot) as other:
-                to.lines(ANSWERS, _answers(other, None if wanted.whole else sorted(seen.digests)))
+                to.lines(ANSWERS, _answers(other, None if wanted.whole else sorted(seen.digests), files))
         if not alone:
             to.lines(HEADS, (line(h) for h in (*published, head) if h is not None))
     times = {name: None if (at := getattr(wanted, name)) is None else at.isoformat() for name in ("since", "until")}
@@ -126,8 +130,17 @@ def _documents(connection: Connection, wanted: Wanted, seen: _Seen, progress: Pr
             progress("rows", BATCH)
 
 
-def _answers(connection: Connection, digests: Sequence[bytes] | None) -> Iterator[str]:
+def _answers(connection: Connection, digests: Sequence[bytes] | None, files: EvidenceFiles | None) -> Iterator[str]:
     """All texts, or those with these digests."""
+    noted = {str(row[0]) for row in connection.execute(f"SELECT digest FROM {SCHEMA}.archived_evidence".encode())}
+    moved = noted if digests is None else noted.intersection(d.decode() for d in digests)
+    for digest in sorted(moved):
+        text = None if files is None else files.get(digest)
+        if text is None:
+            where = "no folder is named" if files is None else f"it is not in {files.folder}"
+            raise AuditUnavailable(f"the answer {digest[:12]} was moved to a file, and {where} (PENSTOCK_EVIDENCE_FOLDER)")
+        stored = store(text.decode("utf-8", "surrogatepass"))
+        yield _line(digest, stored.encoding, stored.answer)
     everything = f"SELECT digest, encoding, answer FROM {SCHEMA}.audit_evidence"
     if digests is None:
         parts: Iterable[str] = (everything,)
@@ -137,6 +150,9 @@ def _answers(connection: Connection, digests: Sequence[bytes] | None) -> Iterato
         parts = (f"{everything} WHERE digest IN ({each})" for each in lists)
     for part in parts:
         for digest, encoding, answer in copied(connection, part, ("text", "text", "text")):
-            yield json.dumps(
-                {"digest": digest, "encoding": encoding, "answer": answer}, ensure_ascii=False, separators=(",", ":")
-            )
+            if digest not in moved:
+                yield _line(digest, encoding, answer)
+
+
+def _line(digest: str, encoding: str, answer: str) -> str:
+    return json.dumps({"digest": digest, "encoding": encoding, "answer": answer}, ensure_ascii=False, separators=(",", ":"))

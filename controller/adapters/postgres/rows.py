@@ -61,7 +61,7 @@ def pack(event: Event) -> Packed:
     for holder, key in _long_texts(data):
         # The case before a look is the one after the last, and was read from that row as a reference. An answer is never one.
         if holder[key] and not (key in GATHERED and is_reference(holder[key])):
-            stored = _store(holder[key])
+            stored = store(holder[key])
             answers[stored.digest] = stored
             holder[key] = REFERENCE + stored.digest
     # In order of their digests, so that two writers with common answers lock them in the same order.
@@ -204,7 +204,7 @@ def _long_texts(data: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], str]]
             yield gathered, key
 
 
-def _store(answer: str) -> Answer:
+def store(answer: str) -> Answer:
     data = answer.encode("utf-8", "surrogatepass")
     digest = sha256(data).hexdigest()
     try:

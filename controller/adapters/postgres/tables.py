@@ -31,7 +31,7 @@ from sqlalchemy.types import UserDefinedType
 
 SCHEMA = "penstock"
 
-SCHEMA_REVISION = "0006"
+SCHEMA_REVISION = "0007"
 """The migration that this release needs (a constant, so that looking costs no import of alembic; a test compares it)."""
 
 CHAIN_LOCK = 5_836_180_420_221_018_417
@@ -99,6 +99,14 @@ audit_evidence = Table(
     Column("answer", Text, nullable=False),
     Column("encoding", Text, nullable=False),
     CheckConstraint("encoding IN ('utf8', 'base64')", name="audit_evidence_encoding"),
+)
+
+archived_evidence = Table(
+    "archived_evidence",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("archive", Text, nullable=False, comment="name of the file that it was moved to"),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=text("now()")),
 )
 
 flags = Table(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from controller.core.measurement import Evidence
@@ -161,7 +162,13 @@ def columns_of_one(question: Question, edges: tuple[float, ...]) -> tuple[str, .
         case Kind.MEAN:
             return f"{question.key}:amount", f"{question.key}:count"
         case Kind.HISTOGRAM:
-            return tuple(f"{question.key}:{i}" for i in range(len(edges) + 1)) if edges else ()
+            return _buckets(question.key, len(edges) + 1) if edges else ()
+
+
+@lru_cache(maxsize=1_024)
+def _buckets(key: str, count: int) -> tuple[str, ...]:
+    """The same texts for all rollouts: some three hundred for each would be at hand a thousand times."""
+    return tuple(f"{key}:{i}" for i in range(count))
 
 
 def _question(kind: Kind, indicator: str, where: Mapping[str, str], promql: Mapping[str, str]) -> Question:

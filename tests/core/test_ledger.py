@@ -5,7 +5,7 @@ Raw counters become increments: each thing that happened is counted once, whatev
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from random import Random
 
@@ -362,3 +362,85 @@ def test_however_the_beats_are_divided_into_readings_the_rows_are_the_same(
         state = book.state
     assert rows == expected
     assert state == whole.state
+
+
+# --- many beats at once ---------------------------------------------------------------------------------------------------------
+
+EDGES = ("0.5", "1", "+Inf")
+STEPS = st.lists(
+    st.tuples(*[st.sampled_from([*[0, 1, 2, 7] * 8, 0.25, 1e-9, -1, -1, -1, -40, math.nan, 3e12])] * 3), min_size=1, max_size=6
+)  # growth of each bucket; what falls, is no number or grows beyond counting is rare enough for most stories to be plain
+GONE = st.sets(st.integers(1, 6), max_size=2)
+
+
+def histogram(arm: str, instance: str, steps: Sequence[Sequence[float]], gone: set[int]) -> list[Series]:
+    now, points = [5.0, 6.0, 9.0], dict[int, list[float]]()
+    for t, step in enumerate(steps, start=1):
+        grown = [sum(step[: i + 1]) for i in range(3)]
+        now = [n + g for n, g in zip(now, grown, strict=True)]
+        if t not in gone:
+            points[t] = list(now)
+    return [
+        Series(
+            part="buckets",
+            arm=arm,
+            labels={"instance": instance, "le": le},
+            points={t: v[i] for t, v in points.items()},
+            query="q",
+        )
+        for i, le in enumerate(EDGES)
+    ]
+
+
+@given(STEPS, STEPS, STEPS, GONE, st.integers(0, 3))
+def test_many_beats_at_once_are_what_one_after_the_other_is(
+    first: list[tuple[float, ...]], second: list[tuple[float, ...]], third: list[tuple[float, ...]], gone: set[int], base: int
+) -> None:
+    series = [
+        *histogram(CANDIDATE, "a", first, gone if base == 1 else set()),
+        *histogram(CANDIDATE, "b", second, gone if base == 2 else set()),
+        *histogram(BASELINE, "a", third, set()),
+    ]
+    times = list(range(1, min(len(first), len(second), len(third)) + 1))
+    at_once, each = (Book(Kind.HISTOGRAM, BUCKETS, State(), series) for _ in range(2))
+    for book in (at_once, each):
+        assert book.base(0, [replace(s, points={0: 5.0 + 2 * i}) for i, s in enumerate(series[:3])])
+    assert repr(at_once.beats(times)) == repr([each.beat(t) for t in times])
+    assert json.dumps(at_once.state.dump()) == json.dumps(each.state.dump())
+    assert (at_once.problem, at_once.fell) == (each.problem, each.fell)
+
+
+def test_plain_histograms_are_counted_at_once() -> None:
+    series = [*buckets({1: (1, 2, 3), 2: (2, 4, 6)}), *buckets({1: (0, 0, 1), 2: (1, 1, 2)}, pod="b")]
+    book = Book(Kind.HISTOGRAM, BUCKETS, State(), series)
+    rows = book._plain_beats([1, 2])
+    assert rows is not None and seen(rows) == [(1, 2, 4), (2, 3, 4)]
+
+
+@given(st.sampled_from([RATE, ("good", "total"), MEAN]), st.tuples(*[STEPS] * 4), GONE, st.booleans())
+def test_many_beats_of_rates_and_means_are_what_one_after_the_other_is(
+    parts: tuple[str, str], stories: tuple[list[tuple[float, ...]], ...], gone: set[int], odd: bool
+) -> None:
+    arms = [(CANDIDATE, "a"), (CANDIDATE, "b"), (BASELINE, "a"), (BASELINE, "b")]
+    series = [
+        one(part, dict(h[index].points), arm=arm, instance=instance)
+        for (arm, instance), steps in zip(arms, stories, strict=True)
+        for h in [histogram(arm, instance, steps, gone if odd else set())]
+        for index, part in ((0, parts[0]), (2, parts[1]))
+    ]
+    kind, times = Kind.MEAN if parts == MEAN else Kind.RATE, list(range(1, 1 + min(map(len, stories))))
+    at_once, each = (Book(kind, parts, State(), series) for _ in range(2))
+    for book in (at_once, each):
+        assert book.base(0, [replace(s, points={0: 4.0}) for s in series])
+    assert repr(at_once.beats(times)) == repr([each.beat(t) for t in times])
+    assert json.dumps(at_once.state.dump()) == json.dumps(each.state.dump())
+    assert (at_once.problem, at_once.fell) == (each.problem, each.fell)
+
+
+def test_plain_rates_and_means_are_counted_at_once() -> None:
+    errors = [one("bad", {1: 0.0, 2: 1.0}), one("total", {1: 3.0, 2: 9.0})]
+    rows = Book(Kind.RATE, RATE, State(), errors)._plain_beats([1, 2])
+    assert rows is not None and seen(rows) == [(0, 3), (1, 6)]
+    costs = [one("amount", {1: 0.1, 2: 0.3}), one("amount", {1: 0.2, 2: 0.2}, pod="b"), one("count", {1: 1.0, 2: 2.0})]
+    rows = Book(Kind.MEAN, MEAN, State(), costs)._plain_beats([1, 2])
+    assert rows is not None and seen(rows) == [(math.fsum([0.1, 0.2]), 1), (0.3 - 0.1, 1)]

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -147,10 +148,11 @@ def _track(element: object, latest_ms: int) -> Track:
             raise Untrusted(f"labels that are no text: {_shown(labels)}")
     points: dict[int, float] = {}
     try:
-        for time_s, text in values:
-            if type(text) is not str:
+        if values:
+            times, texts = zip(*values, strict=True)
+            if set(map(type, texts)) != {str}:
                 raise Untrusted(f"values that are no text among those of {_shown(labels)}")
-            points[round(time_s * 1000)] = float(text)
+            points = dict(zip(_milliseconds(times), map(float, texts), strict=True))
     except Untrusted:
         raise
     except (TypeError, ValueError, OverflowError) as exc:
@@ -158,6 +160,12 @@ def _track(element: object, latest_ms: int) -> Track:
     if len(points) < len(values) or max(points, default=0) > latest_ms:
         raise Untrusted(f"a sample that is there twice, or of a time after the one that was asked for: {_shown(labels)}")
     return Track(labels=labels, points=points)
+
+
+@lru_cache(maxsize=256)
+def _milliseconds(times_s: tuple[float, ...]) -> tuple[int, ...]:
+    """Kept, since the series of an answer have the same times."""
+    return tuple(round(t * 1000) for t in times_s)
 
 
 def _number(text: str) -> float:

@@ -226,7 +226,7 @@ class Counting:
         book = Book(inquiry.question.kind, inquiry.indicator.parts, inquiry.kept.state, series, behind)
         if inquiry.base is None or book.base(inquiry.base_ms, inquiry.base):
             inquiry.based = True
-            inquiry.rows = [book.beat(t) for t in times.beats]
+            inquiry.rows = book.beats(times.beats)
         inquiry.book = book
 
     def _recheck(self, inquiries: Sequence[Inquiry], times: Times) -> None:

@@ -253,19 +253,21 @@ class _Query:
 
     def _element(self, metric: bytes, value: bytes, tag: bytes, first_ms: int) -> bytes | None:
         if self._kind.form is not Form.VALUES:
-            return b'{"metric":{"%s":"%s"%s' % (promql.TAG.encode(), tag, value)
+            return b'{"metric":{%s%s"%s' % (_TAGGED, tag, value)
         if first_ms and not (value := _since(value, first_ms)):
             return None
         if len(self._kind.terms) > 1:
-            return b'{"metric":{%s%s' % (_TAG.sub(b'"%s":"%s"' % (promql.TAG.encode(), tag), metric, count=1), value)
-        return b'{"metric":{"%s":"%s",%s%s' % (promql.TAG.encode(), tag, metric, value)
+            return b'{"metric":{%s%s' % (_TAG.sub(b'%s%s"' % (_TAGGED, tag), metric, count=1), value)
+        return b'{"metric":{%s%s",%s%s' % (_TAGGED, tag, metric, value)
 
 
 class _Odd(Exception):
     """An answer that cannot be taken apart."""
 
 
-_TAG = re.compile(rb'"%s":"([^"\\]*)"' % promql.TAG.encode())
+_TAGGED = b'"%s":"' % promql.TAG.encode()
+
+_TAG = re.compile(rb'%s([^"\\]*)"' % _TAGGED)
 
 
 class _Whose:
@@ -277,6 +279,8 @@ class _Whose:
         each = [rb'"%s":"%s"' % (label.encode(), STRING) for label in sorted(labels)]
         self._all = re.compile(rb".*?".join(each), re.DOTALL)
         self._order = [sorted(labels).index(label) for label in labels]
+        self._starts = ([] if self._default else [_TAGGED]) + [b'"%s":"' % label.encode() for label in labels]
+        self._first = (self._default,) if self._default else ()
 
     def cut(self, element: bytes) -> tuple[bytes, bytes]:
         """The labels, and what comes after them."""
@@ -286,6 +290,19 @@ class _Whose:
         return element[:at], element[at:-1]
 
     def of(self, metric: bytes) -> tuple[bytes, ...]:
+        if b"\\" in metric:
+            return self._of_escaped(metric)
+        # Without a backslash each quote ends or begins a text. Plain searches: this runs for every series of every look.
+        found = []
+        for start in self._starts:
+            begin = metric.find(start)
+            end = metric.find(b'"', begin + len(start))
+            if begin < 0 or end < 0:
+                raise _Odd
+            found.append(metric[begin + len(start) : end])
+        return (*self._first, *found)
+
+    def _of_escaped(self, metric: bytes) -> tuple[bytes, ...]:
         tag = self._default
         if not tag:
             tagged = _TAG.search(metric)
@@ -295,9 +312,7 @@ class _Whose:
         found = self._all.search(metric)
         if found is None:
             raise _Odd
-        values = found.groups()
-        if b"\\" in metric:
-            values = tuple(json.loads(b'"%s"' % v).encode() for v in values)
+        values = [json.loads(b'"%s"' % v).encode() for v in found.groups()]
         return (tag, *(values[i] for i in self._order))
 
 

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from string import Template
 from typing import Any
@@ -235,7 +235,7 @@ class Profile:
             own = scope.arms.get(CANDIDATE)
         if own:
             return ",".join(_match("metrics.arms", label, value) for label, value in sorted(own.items())), frozenset(own)
-        names = set(self.arm.get_identifiers())
+        names, labels = _told_by(self.arm.template)
         if not names:
             raise NotAskable(
                 f"metrics.arms: the profile {self.name!r} needs the labels that tell the {arm}'s series, such as model: gpt-5"
@@ -248,7 +248,7 @@ class Profile:
         if "model" in names:
             values["model"] = escape(self._model(scope, BASELINE if arm == BASELINE else CANDIDATE))
         text = self.arm.substitute(values)
-        return text, frozenset(re.findall(r'([a-zA-Z_][a-zA-Z0-9_]*)="', self.arm.template))
+        return text, labels
 
     def _past(self, scope: Scope) -> str:
         if BASELINE in scope.arms or not scope.models.get(BASELINE):
@@ -338,6 +338,13 @@ def escape(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
+@lru_cache(maxsize=64)
+def _told_by(template: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Placeholders and labels of an arm's matchers."""
+    return frozenset(Template(template).get_identifiers()), frozenset(re.findall(r'([a-zA-Z_][a-zA-Z0-9_]*)="', template))
+
+
+@lru_cache(maxsize=8_192)
 def _values(matchers: str) -> tuple[tuple[str, str], ...]:
     """What exact matchers ask for, by label."""
     return tuple((label, re.sub(r"\\(.)", _unescaped, value)) for label, value in _EXACT.findall(matchers))

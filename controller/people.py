@@ -11,8 +11,12 @@ people.yaml: who may do what, read and checked.
 Its one rule: a file with a contradiction (two people with one Slack id, a group with a stranger) is refused whole, at its line and column.
 """
 
+import hashlib
+import hmac
 import json
 import secrets
+import unicodedata
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -31,6 +35,13 @@ SCHEMA_FILE = Path(__file__).with_name("people.v1.schema.json")
 
 TOKEN_PREFIX = "pst_"
 """So that scanners of repositories can find a token that was committed."""
+
+SCRYPT_LOG_N = 15
+"""32 MiB and about a tenth of a second for one guess."""
+
+LOG_N_MAX = 20
+
+_NOBODY = f"scrypt:{SCRYPT_LOG_N}:{'A' * 22}:{'A' * 43}"
 
 PersonName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$")]
 GroupName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -65,6 +76,9 @@ class PersonSpec(_Spec):
     email: str = Field("", pattern=r"^([^@\s]+@[^@\s]+)?$", max_length=254)
     login: str = Field("", max_length=254, description="Name at the console's login; default: name")
     slack: str = Field("", pattern=r"^([UW][A-Z0-9]{2,20})?$", description="Slack user id, U0123ABCD")
+    password: Annotated[str, Field(pattern=r"^(scrypt:[0-9]{1,2}:[A-Za-z0-9_-]{22}:[A-Za-z0-9_-]{43})?$")] = Field(
+        "", description="What `penstock people password` prints, for the console's login; default: none", repr=False
+    )
     tokens: list[TokenSpec] = []
 
     def person(self) -> Person:
@@ -74,6 +88,7 @@ class PersonSpec(_Spec):
             email=self.email,
             login=self.login or self.name,
             slack=self.slack,
+            password=self.password,
             tokens=tuple(t.token() for t in self.tokens),
         )
 
@@ -194,6 +209,28 @@ def new_token() -> tuple[str, str]:
     """A token of 256 random bits, and its hash as people.yaml has it."""
     token = TOKEN_PREFIX + secrets.token_urlsafe(32)
     return token, f"sha256:{token_digest(token)}"
+
+
+def hash_password(password: str) -> str:
+    """As people.yaml has it: ``scrypt:log2(N):salt:hash``, salted, so that two hashes of one password differ."""
+    salt = secrets.token_bytes(16)
+    return f"scrypt:{SCRYPT_LOG_N}:{_text(salt)}:{_text(_scrypt(password, salt, SCRYPT_LOG_N))}"
+
+
+def is_password(password: str, hashed: str) -> bool:
+    """Takes as long for somebody without a password as for a wrong one."""
+    _, log_n, salt, digest = (hashed or _NOBODY).split(":")
+    same = hmac.compare_digest(_text(_scrypt(password, urlsafe_b64decode(salt + "=="), min(int(log_n), LOG_N_MAX))), digest)
+    return same and bool(hashed)
+
+
+def _scrypt(password: str, salt: bytes, log_n: int) -> bytes:
+    said = unicodedata.normalize("NFKC", password).encode("utf-8", "surrogatepass")
+    return hashlib.scrypt(said, salt=salt, n=1 << log_n, r=8, p=1, dklen=32, maxmem=(1 << log_n) * 1024 + (1 << 20))
+
+
+def _text(raw: bytes) -> str:
+    return urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def schema_text() -> str:

@@ -567,6 +567,34 @@ class RequestLog(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """
+    Somebody who is logged in to the web console.
+
+    Args:
+        person: Name.
+        proof: What the person logged in with, as a digest: when that is taken back, so is the session.
+        expires_at: From then on it is none.
+    """
+
+    person: str
+    proof: str = field(repr=False)
+    expires_at: datetime
+
+
+class Sessions(Protocol):
+    """Who is logged in; by the digest of a key that only the browser has. Each raises AuditUnavailable."""
+
+    def open(self, digest: str, person: str, proof: str, lasts: timedelta) -> None: ...
+
+    def find(self, digest: str) -> Session | None:
+        """None for none, or one that has expired."""
+
+    def close(self, digest: str) -> None:
+        """It is none from now on; safe to call again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
     """
     What `tick` and the commands need.

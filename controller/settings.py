@@ -29,6 +29,7 @@ the environment always wins over it.
 | PENSTOCK_GROUPS | the groups of that person, comma separated; of no effect with a people file | none |
 | PENSTOCK_ALERTMANAGER_TOKEN | the bearer token of Alertmanager at `/hooks/alertmanager` | none: that door is closed |
 | PENSTOCK_PEOPLE_FILE | the people.yaml that says who may do what | none: names and groups are what the caller says |
+| PENSTOCK_CONSOLE_LOGIN | `NAME=HASH` (of `penstock people password`): the console's only login where there is no people file | none: read-only, and only from this machine |
 | PENSTOCK_CRASH_AT | where this process kills itself, `point[:nth]`: for `./dev chaos` only | nowhere |
 """
 
@@ -76,6 +77,7 @@ class Settings:
     groups: tuple[str, ...] = ()
     people_file: Path | None = None
     alertmanager_token: str = field(default="", repr=False)
+    console_login: str = field(default="", repr=False)
     crash_at: str = ""
 
     @property
@@ -131,6 +133,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         crash_at=env.get("PENSTOCK_CRASH_AT", ""),
         groups=tuple(g.strip() for g in env.get("PENSTOCK_GROUPS", "").split(",") if g.strip()),
         alertmanager_token=env.get("PENSTOCK_ALERTMANAGER_TOKEN", "").strip(),
+        console_login=env.get("PENSTOCK_CONSOLE_LOGIN", "").strip(),
         people_file=None if not (people := env.get("PENSTOCK_PEOPLE_FILE", "").strip()) else Path(people).absolute(),
     )
 

@@ -16,7 +16,7 @@ from controller.core.people import Caller, NotAllowed, claimed
 from controller.core.plan import Gate, Plan
 from controller.core.traffic import Question, TrafficRead
 from controller.people import PeopleFile
-from controller.ports import Drills, MetricSource, Notifier, Outbox, Planned, Ports, RequestLog, Scope
+from controller.ports import Drills, MetricSource, Notifier, Outbox, Planned, Ports, RequestLog, Scope, Sessions
 from controller.publish import Published, publish
 from controller.settings import Settings, SettingsError
 from specfile import SpecError
@@ -325,13 +325,14 @@ def open_watch(settings: Settings) -> Iterator[Watch | None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
-    """What the HTTP API works on; `flags` is the store of `ports`, with the version of an un-kill."""
+    """What the HTTP API and the web console work on; `flags` is the store of `ports`, with the version of an un-kill."""
 
     settings: Settings
     database_url: str
     ports: Ports
     flags: "PostgresFlags"
     requests: RequestLog
+    sessions: Sessions
     people: PeopleFile | None
 
 
@@ -344,7 +345,14 @@ def open_api(settings: Settings) -> Iterator[Api | None]:
         SettingsError: the address of Prometheus cannot be used.
     """
     from controller.adapters.evidence_files import EvidenceFiles
-    from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresHeartbeats, PostgresRequests, open_engine
+    from controller.adapters.postgres import (
+        PostgresAudit,
+        PostgresFlags,
+        PostgresHeartbeats,
+        PostgresRequests,
+        PostgresSessions,
+        open_engine,
+    )
 
     if settings.database_url is None:
         yield None
@@ -372,6 +380,7 @@ def open_api(settings: Settings) -> Iterator[Api | None]:
             ports=ports,
             flags=flags,
             requests=PostgresRequests(engine),
+            sessions=PostgresSessions(engine),
             people=open_people(settings),
         )
 

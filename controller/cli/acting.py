@@ -1,10 +1,11 @@
 """
-The commands with which a person acts on a rollout: approve, reject, pause, resume, promote, rollback, abort, override; and tokens.
+The commands with which a person acts on a rollout: approve, reject, pause, resume, promote, rollback, abort, override; tokens and passwords.
 
 Who acts is what `--actor`, PENSTOCK_ACTOR or the login says: whoever may run this has the database's password already. Its one rule: with
 a people file, groups and rights come from there and from nowhere else.
 """
 
+import sys
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -15,7 +16,11 @@ from controller.cli.output import Output, console, errors, print_object
 from controller.cli.rollouts import EXIT_HELD, EXIT_WAITS, Actor, Id, opened, resolve, say
 from controller.core.people import Right
 from controller.core.rollout import Check
+from controller.settings import SettingsError
 from controller.wiring import caller_of
+
+PASSWORD_MIN = 12
+"""Characters; length is what makes a password hard to guess."""
 
 Reason = Annotated[str, Parameter(help="Goes into the audit log")]
 Digest = Annotated[
@@ -146,4 +151,28 @@ def new(
         for k, v in entry.items()
     )
     errors.print(f"put under the person's tokens in people.yaml: - {{{line}}}", soft_wrap=True, markup=False)
+    return 0
+
+
+people = App(name="people", help="People of people.yaml: password.")
+
+
+@people.command
+def password() -> int:
+    """
+    A hash of a password, with its line for people.yaml: asked for on a terminal, else read from the first line of stdin.
+    """
+    import getpass
+
+    from controller.people import hash_password
+
+    if sys.stdin.isatty():
+        said = getpass.getpass("password: ")
+        if getpass.getpass("again: ") != said:
+            raise SettingsError("the two are not the same")
+    else:
+        said = sys.stdin.readline().rstrip("\r\n")
+    if len(said) < PASSWORD_MIN:
+        raise SettingsError(f"a password needs at least {PASSWORD_MIN} characters, got {len(said)}")
+    print(f'password: "{hash_password(said)}"')  # noqa: T201  # the answer
     return 0

@@ -38,6 +38,7 @@ _COMMANDS = {
     "drill": ("controller.cli.drill:drill", "Let something fail on purpose, for no user: fallback."),
     "flags": ("controller.cli.flags:flags", "The flags themselves: list, kill, unkill."),
     "token": ("controller.cli.acting:token", "Tokens of the HTTP API: new."),
+    "people": ("controller.cli.acting:people", "People of people.yaml: password."),
     "audit": ("controller.cli.audit:audit", "The audit log as a whole: verify, export, replay, head, archive, keygen."),
     "plan": (
         "controller.cli.planning:plan",
@@ -58,7 +59,7 @@ _COMMANDS = {
     "doctor": ("controller.cli.checks:doctor", "Try every connection and say what is wrong and where."),
 }
 for _name, (_path, _help) in _COMMANDS.items():
-    if _name in ("drill", "flags", "token", "audit"):  # apps of their own, with their own help
+    if _name in ("drill", "flags", "token", "people", "audit"):  # apps of their own, with their own help
         app.command(_path, name=_name)
     else:
         app.command(_path, name=_name, help=_help)

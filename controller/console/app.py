@@ -1,5 +1,5 @@
 """
-The controller's HTTP door: flags for routers, the API, Alertmanager's hook, whether it is well, and its metrics.
+The controller's HTTP door: the web console, flags for routers, the API, Alertmanager's hook, whether it is well, and its metrics.
 
 Its one rule: it binds before it says that it listens, and a database that is down makes it not ready, never dead.
 """
@@ -19,6 +19,7 @@ from controller.console.api.calls import Door
 from controller.console.flags_door import Admit, routes
 from controller.console.flags_hub import FlagHub
 from controller.console.health import CensusCollector, Check, beating, bind, health_routes
+from controller.console.web.app import create_web
 from controller.core.people import Right
 from controller.people import PeopleFile
 from controller.ports import FlagUnavailable
@@ -41,7 +42,7 @@ def create_app(
         hub: Of the flags.
         checks: Beside that of the flags, for `/readyz`.
         registries: For `/metrics`.
-        api: Of the HTTP API and Alertmanager's door; None for neither.
+        api: Of the HTTP API, Alertmanager's door and the web console; None for none of them.
         people: Who may kill at the flag door; None takes the caller's word.
     """
 
@@ -59,6 +60,7 @@ def create_app(
     known = [*routes(hub, None if people is None else _admit(people)), *health_routes(parts, registries)]
     if api is not None:
         known += [Mount(PREFIX, create_api(api)), alertmanager.route(api, api.settings.alertmanager_token)]
+        known.append(Mount("/", create_web(api)))  # the last: it answers whatever nobody else does
     return Starlette(routes=known, lifespan=lifespan)
 
 

@@ -96,13 +96,14 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """Someone, or a program that acts as itself; `slack` is a user id (``U...``)."""
+    """Someone, or a program that acts as itself; `slack` is a user id (``U...``), `password` a hash (``scrypt:...``), "" for none."""
 
     name: str
     full_name: str = ""
     email: str = ""
     login: str = ""
     slack: str = ""
+    password: str = field(default="", repr=False)
     tokens: tuple[Token, ...] = ()
 
 
@@ -133,9 +134,17 @@ class People:
             raise NotAllowed(f"{name!r} is not among the people of this controller")
         return self._caller(name)
 
+    def person(self, login: str) -> Person | None:
+        """Whoever logs in by this name."""
+        return next((p for p in self.people if (p.login or p.name).lower() == login.lower()), None)
+
     def with_token(self, token: str, now: datetime) -> Caller | None:
         """Whose token it is; None for nobody's, or one that has expired. Takes as long whichever it is."""
-        given, found = token_digest(token), None
+        return self.with_digest(token_digest(token), now)
+
+    def with_digest(self, given: str, now: datetime) -> Caller | None:
+        """As `with_token`, for who keeps only a token's digest."""
+        found = None
         for person in self.people:
             for known in person.tokens:
                 # No early end: the time must not tell how many were tried.

@@ -93,15 +93,16 @@ def served(databases: Databases, tmp_path: Path) -> Iterator[Served]:
 
 
 @contextmanager
-def serving(databases: Databases, folder: Path) -> Iterator[Served]:
+def serving(databases: Databases, folder: Path, people: str | None = PEOPLE, **more: str) -> Iterator[Served]:
     people_file = folder / "people.yaml"
-    people_file.write_text(PEOPLE)
+    people_file.write_text(people or "")
     settings = load(
         {
+            **more,
             "PENSTOCK_HOME": str(folder),
             "PENSTOCK_DATABASE_URL": app_url(databases.migrated()),
             "PENSTOCK_PROMETHEUS_URL": "http://127.0.0.1:9",
-            "PENSTOCK_PEOPLE_FILE": str(people_file),
+            "PENSTOCK_PEOPLE_FILE": "" if people is None else str(people_file),
             "PENSTOCK_ALERTMANAGER_TOKEN": ALERTMANAGER,
         }
     )

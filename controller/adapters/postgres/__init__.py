@@ -12,6 +12,7 @@ from controller.adapters.postgres.flags import PostgresFlags
 from controller.adapters.postgres.heartbeats import PostgresHeartbeats
 from controller.adapters.postgres.outbox import PostgresOutbox
 from controller.adapters.postgres.requests import PostgresRequests
+from controller.adapters.postgres.sessions import PostgresSessions
 
 __all__ = [
     "PostgresAudit",
@@ -20,6 +21,7 @@ __all__ = [
     "PostgresHeartbeats",
     "PostgresOutbox",
     "PostgresRequests",
+    "PostgresSessions",
     "app_url",
     "check_schema",
     "create_database",

@@ -31,7 +31,7 @@ from sqlalchemy.types import UserDefinedType
 
 SCHEMA = "penstock"
 
-SCHEMA_REVISION = "0007"
+SCHEMA_REVISION = "0008"
 """The migration that this release needs (a constant, so that looking costs no import of alembic; a test compares it)."""
 
 CHAIN_LOCK = 5_836_180_420_221_018_417
@@ -209,6 +209,17 @@ api_requests = Table(
     PrimaryKeyConstraint("caller", "key", name="api_requests_pkey"),
     CheckConstraint("(status IS NULL) = (answer IS NULL)", name="api_requests_answered"),
     Index("api_requests_taken", "taken_at"),
+)
+
+console_sessions = Table(
+    "console_sessions",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("person", Text, nullable=False),
+    Column("proof", Text, nullable=False),
+    Column("opened_at", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    Index("console_sessions_expiry", "expires_at"),
 )
 
 slack_threads = Table(

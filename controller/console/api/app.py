@@ -7,9 +7,10 @@ prints. Its one rule: nothing is decided here.
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 from tempfile import SpooledTemporaryFile
 from typing import IO, Annotated, Any, Literal
 
@@ -29,7 +30,7 @@ from controller.console.api.calls import Call, Door, as_json, once
 from controller.console.api.listing import LIMIT_MAX, page_of, rows_of
 from controller.console.api.problems import Problem, Refused, documented, of_field, on_error
 from controller.console.api.shield import Shield
-from controller.core.chain import Head
+from controller.core.chain import ChainReport, Head
 from controller.core.people import NotAllowed, Right
 from controller.core.rollout import LogError, Rollout, replay
 from controller.ports import FlagHeld, PortError, UnknownFlag
@@ -362,23 +363,10 @@ def _flags(api: FastAPI, parts: Api, door: Door) -> None:
 
 
 def _audit(api: FastAPI, parts: Api, door: Door) -> None:
-    from controller.adapters.archive import Archive
-    from controller.adapters.heads import HeadSigner
     from controller.adapters.postgres import chain
-    from controller.adapters.postgres.export import Wanted, export
 
     Auditor = Annotated[Call, Depends(door.needs(Right.EXPORT))]
-    busy = threading.Lock()
     answers = documented(401, 403, 422, 429, 503)
-
-    def alone() -> Iterator[None]:
-        """Following the whole chain takes a processor for as long as it lasts: one at a time."""
-        if not busy.acquire(blocking=False):
-            raise Refused(503, "busy", "the log is being verified or exported already", headers={"Retry-After": "10"})
-        try:
-            yield
-        finally:
-            busy.release()
 
     def text_of(head: Head | None) -> str | None:
         return None if head is None else str(head)
@@ -411,9 +399,7 @@ def _audit(api: FastAPI, parts: Api, door: Door) -> None:
         if head is not None:
             number, _sep, digest = head.partition(":")
             known = [Head(id=int(number), hash=digest)]
-        report = chain.verify(parts.database_url, known)
-        if report.ok:
-            beat(parts.ports, "audit-verify")  # for the alert that nobody verifies the log
+        report = verified(parts, known)
         return as_json(
             {
                 "ok": report.ok,
@@ -441,20 +427,58 @@ def _audit(api: FastAPI, parts: Api, door: Door) -> None:
         since: Annotated[Moment | None, Query(description="Written from then on")] = None,
         until: Annotated[Moment | None, Query(description="Written before then")] = None,
     ) -> Response:
-        # Whole before it is sent: what goes out under 200 has been read to its end.
-        rows = SpooledTemporaryFile(max_size=EXPORT_IN_MEMORY)  # noqa: SIM115  # closed when it is sent
-        wanted = Wanted(rollout_id=rollout, since=since, until=until)
-        try:
-            signer = HeadSigner(parts.settings.audit_key_file)
-            told = export(parts.database_url, Archive(None, format, rows), wanted, sign=signer.sign, alone=True)  # type: ignore[arg-type]
-        except BaseException:
-            rows.close()
-            raise
-        rows.seek(0)
-        head = "" if told["head"] is None else f"{told['head']['id']}:{told['head']['hash']}"
-        headers = {"Penstock-Rows": str(told["count"]), "Penstock-Head": head}
-        kind = "text/csv" if format == "csv" else "application/jsonl"
-        return StreamingResponse(_chunks(rows), media_type=kind, headers=headers, background=BackgroundTask(rows.close))
+        return exported(parts, format, rollout, since, until)
+
+
+_AUDITING = threading.Lock()
+
+
+def alone() -> Iterator[None]:
+    """Following the whole chain takes a processor for as long as it lasts: one at a time. Raises Refused."""
+    if not _AUDITING.acquire(blocking=False):
+        raise Refused(503, "busy", "the log is being verified or exported already", headers={"Retry-After": "10"})
+    try:
+        yield
+    finally:
+        _AUDITING.release()
+
+
+def verified(parts: Api, known: Sequence[Head] = ()) -> ChainReport:
+    """Follow the chain, and tell the alert that somebody did."""
+    from controller.adapters.postgres import chain
+
+    report = chain.verify(parts.database_url, known)
+    if report.ok:
+        beat(parts.ports, "audit-verify")  # for the alert that nobody verifies the log
+    return report
+
+
+def exported(
+    parts: Api,
+    format: Literal["jsonl", "csv"],
+    rollout: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Response:
+    """The rows as a download; signed where there is a key."""
+    from controller.adapters.archive import Archive
+    from controller.adapters.heads import HeadSigner
+    from controller.adapters.postgres.export import Wanted, export
+
+    # Whole before it is sent: what goes out under 200 has been read to its end.
+    rows = SpooledTemporaryFile(max_size=EXPORT_IN_MEMORY)  # noqa: SIM115  # closed when it is sent
+    wanted = Wanted(rollout_id=rollout, since=since, until=until)
+    try:
+        signer = HeadSigner(parts.settings.audit_key_file)
+        told = export(parts.database_url, Archive(None, format, rows), wanted, sign=signer.sign, alone=True)  # type: ignore[arg-type]
+    except BaseException:
+        rows.close()
+        raise
+    rows.seek(0)
+    head = "" if told["head"] is None else f"{told['head']['id']}:{told['head']['hash']}"
+    headers = {"Penstock-Rows": str(told["count"]), "Penstock-Head": head}
+    kind = "text/csv" if format == "csv" else "application/jsonl"
+    return StreamingResponse(_chunks(rows), media_type=kind, headers=headers, background=BackgroundTask(rows.close))
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

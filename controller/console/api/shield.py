@@ -115,6 +115,12 @@ class BadTokens:
         self._clock = clock
         self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
+    def wait_s(self, address: str) -> float | None:
+        """Seconds until the address may try again; None while it may."""
+        began, count = self._seen.get(address, (0.0, 0))
+        left = began + BAD_TOKENS_WINDOW_S - self._clock()
+        return left if count >= BAD_TOKENS and left > 0 else None
+
     def another(self, address: str) -> float | None:
         """
         Count one more.

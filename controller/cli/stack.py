@@ -14,6 +14,7 @@ import fcntl
 import importlib
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any, Self
 
 import controller
 from controller.cli.parts import ChildPart, Part, PostgresPart, Program, PrometheusPart
+from controller.people import hash_password
 from controller.ports import Unavailable
 from controller.settings import Settings
 from services.errors import ServiceError
@@ -106,6 +108,7 @@ class Stack:
         self._stopping = threading.Event()
         self._keepers: list[threading.Thread] = []
         self._held: int | None = None
+        self._password = secrets.token_urlsafe(12)
 
     def start(self) -> Self:
         """
@@ -277,9 +280,18 @@ class Stack:
         )
 
     def _serve_program(self) -> Program:
-        return Program(
-            name="serve", argv=("controller.cli.app", "serve"), ready_url=f"http://{self.settings.listen}/readyz/flags"
-        )
+        env = {}
+        if self.console_login:
+            env["PENSTOCK_CONSOLE_LOGIN"] = f"{self.settings.actor}={hash_password(self._password)}"
+        url = f"http://{self.settings.listen}/readyz/flags"
+        return Program(name="serve", argv=("controller.cli.app", "serve"), env=env, ready_url=url)
+
+    @property
+    def console_login(self) -> str:
+        """Name and password that were made for the console of this stack; "" where people log in as the settings say."""
+        settings = self.settings
+        named = settings.people_file is not None or settings.console_login or not settings.actor
+        return "" if named else f"{settings.actor}, password {self._password} (until this stops)"
 
     def _flows_program(self) -> Program:
         url = str(self.settings.prefect_api_url)

@@ -123,6 +123,8 @@ def _router_program(config: Path, address: str) -> Program:
 def _print_table(stack: Stack, router: str | None) -> None:
     settings = stack.settings
     found = {"console": f"http://{settings.listen}"}
+    if stack.console_login:
+        found["console login"] = stack.console_login
     if router is not None:
         found["router"] = f"http://{router}/v1"
     if settings.prefect_api_url is not None:

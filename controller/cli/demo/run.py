@@ -189,6 +189,7 @@ class _Demo:
         begun = time.monotonic()
         try:
             with self._stack:
+                self._view.say(f"watch it at http://{self._stack.settings.listen}: log in as {self._stack.console_login}")
                 slowest = ", ".join(f"{n} {t:.0f} s" for n, t in sorted(self._stack.took_s.items(), key=lambda p: -p[1])[:3])
                 self._view.say(f"all parts are ready after {time.monotonic() - begun:.0f} s ({slowest}); scenarios: {names}")
                 with open_controller(self._stack.settings) as controller:
@@ -301,6 +302,7 @@ class _Demo:
             {
                 "Prefect": f"{prefect}/runs",
                 "console": f"http://{settings.listen}",
+                "console login": self._stack.console_login,
                 "Slack stand-in": f"http://127.0.0.1:{self._ports.slack}/",
                 "Prometheus": str(settings.prometheus_url),
                 "router": f"http://{self._router}/v1",

@@ -8,7 +8,7 @@ from hashlib import sha256
 
 import psycopg
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresOutbox, app_url, reader_url
 from controller.adapters.postgres.chain import Head, head, verify
@@ -17,7 +17,7 @@ from controller.codec import plan_digest
 from controller.commands import check_start, start
 from controller.core.rollout import Decided, Gathered
 from controller.ports import AuditUnavailable, FlagHeld, Ports, SeqTaken, TextLost
-from controller.sweep import anybody_due
+from controller.sweep import anybody_due, sweep
 from controller.wiring import NoMetrics
 from tests.ports.events import applied, decided, hold, measurements, notice, opened, plan, roll_back
 
@@ -492,3 +492,35 @@ def test_letters_that_did_not_go_out_are_counted_with_the_latest_reason(audit: P
     assert audit.stuck() == (2, "channel_not_found")
     audit.done(second)
     assert audit.stuck() == (1, "HTTP 503")
+
+
+# --- many rollouts --------------------------------------------------------------------------------------------------------------
+
+
+def statements(engine: Engine, ports: Ports) -> int:
+    """Of a guard's pass over all rollouts that finds nothing to write."""
+    asked: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        asked.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        swept = list(sweep(ports, may_raise=False))
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    assert swept and all(s.tick is not None for s in swept), [s.error for s in swept]
+    return len(asked)
+
+
+def test_the_number_of_statements_of_a_guards_pass_does_not_grow_with_the_number_of_rollouts(engine: Engine) -> None:
+    audit = PostgresAudit(engine)
+    ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=NoMetrics())
+
+    def opened_up_to(count: int, since: int = 0) -> int:
+        for index in range(since, count):
+            audit.append(opened(f"r{index}", f"flag-{index}"), None)
+        statements(engine, ports)  # the first pass learns what the log holds
+        return statements(engine, ports)
+
+    assert opened_up_to(3) == opened_up_to(12, since=3) <= 6

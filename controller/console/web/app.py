@@ -66,7 +66,7 @@ HEADERS = {
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
@@ -251,6 +251,7 @@ class _Console:
         return self._login_form(request)
 
     def _login_form(self, request: Request, *, problem: Refused | None = None, login: str = "") -> Response:
+        self._board.warm()
         # The form of somebody who is nobody yet: bound to this browser by a cookie all the same.
         key = request.cookies.get(cookie_name(request), "") or secrets.token_urlsafe(32)
         response = self._render(

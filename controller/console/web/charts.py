@@ -14,8 +14,8 @@ from controller.core.decision import Hold
 from controller.core.gates import GateResult
 from controller.core.rollout import Decided, Entry, Rollout
 
-WIDTH, HEIGHT = 760, 210
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 26
+WIDTH, HEIGHT = 560, 190
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 26
 POINTS_MAX = 240
 """More cannot be told apart at this width."""
 
@@ -244,7 +244,7 @@ def amount(value: float | None, unit: str) -> str:
         case "share":
             return f"{value * 100:.3g}%"
         case "increase":
-            return f"{value * 100:+.3g}%" if value else "0%"
+            return "over +1000%" if value > 10 else f"{value * 100:+.3g}%" if value else "0%"
         case "seconds":
             return f"{value:.3g} s"
         case _:

@@ -8,6 +8,7 @@ last one; logs only grow, so what was replayed is kept.
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -36,11 +37,12 @@ from controller.core.rollout import (
     replay,
     step,
 )
-from controller.ports import Ports, UnknownRollout
+from controller.ports import PortError, Ports, UnknownRollout
 
 KEPT_MAX = 1_000
 KNOWN_MAX = 100_000
 ENDED_ON_A_PAGE = 25
+WARM_MAX = 50
 ROWS_ON_A_PAGE = 40
 ACTIVE_MAX = 200
 """Rollouts that are shown as active; the rest is found by search."""
@@ -68,6 +70,7 @@ class Board:
         self._ports = ports
         self._kept: OrderedDict[str, tuple[Rollout, Entry]] = OrderedDict()
         self._lock = threading.Lock()
+        self._warmed = False
 
     def rollout(self, rollout_id: str) -> tuple[Rollout, Sequence[Entry]]:
         """
@@ -90,6 +93,20 @@ class Board:
             while len(self._kept) > KEPT_MAX:
                 self._kept.popitem(last=False)
         return rollout, entries
+
+    def warm(self) -> None:
+        """Read, beside the first visit, what the next ones will ask for: a long log takes most of a second the first time."""
+        with self._lock:
+            if self._warmed:
+                return
+            self._warmed = True
+
+        def read() -> None:
+            with suppress(PortError, LogError):
+                for rollout_id in list(self._ports.index.active())[::-1][:WARM_MAX]:
+                    self.rollout(rollout_id)
+
+        threading.Thread(target=read, name="console-warm", daemon=True).start()
 
     def active(self, search: str, now: datetime) -> tuple[Card, ...]:
         """Those that have not ended: who needs somebody first, then the newest."""
@@ -315,14 +332,15 @@ class PhaseStep:
 
 def phase_steps(rollout: Rollout, entries: Sequence[Entry]) -> tuple[PhaseStep, ...]:
     rows = describe.phases(rollout, entries)
-    begun = {name: b for name, b, _ in spans_of(rollout, entries)}
+    spans = spans_of(rollout, entries)
+    begun, latest = {name: b for name, b, _ in spans}, spans[-1][0] if spans else ""
     settled = rollout.settled
     since = settled.since if isinstance(settled, Baking | AwaitingApproval) else None
     found = []
     for phase, row, (name, word, share) in zip(rollout.plan.phases, rows, _segments(rollout), strict=True):
         began = begun.get(name)
         if word == "left" and began is not None:
-            word = "stopped"
+            word = "stopped" if name == latest else "done"
         approval = phase.approval
         found.append(
             PhaseStep(

@@ -63,7 +63,9 @@ def _measure(url: str, home: str, decisions: int, times: int) -> None:
         assert api is not None
         client = TestClient(create_web(api), base_url="http://localhost")
         token = client.get("/login").text.split('name="token" value="')[1].split('"')[0]
-        answer = client.post("/login", data={"token": token, "login": "erin", "password": "a long password"}, follow_redirects=False)
+        answer = client.post(
+            "/login", data={"token": token, "login": "erin", "password": "a long password"}, follow_redirects=False
+        )
         assert answer.status_code == 303, answer.text
         took = [_ms(client, f"/rollouts/{ROLLOUT}") for _ in range(times + 1)]
     later = sorted(took[1:])

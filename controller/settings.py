@@ -30,6 +30,8 @@ the environment always wins over it.
 | PENSTOCK_ALERTMANAGER_TOKEN | the bearer token of Alertmanager at `/hooks/alertmanager` | none: that door is closed |
 | PENSTOCK_PEOPLE_FILE | the people.yaml that says who may do what | none: names and groups are what the caller says |
 | PENSTOCK_CONSOLE_LOGIN | `NAME=HASH` (of `penstock people password`): the console's only login where there is no people file | none: read-only, and only from this machine |
+| PENSTOCK_OIDC_ISSUER | issuer of OpenID Connect whose people may log in to the console, by the e-mail in people.yaml | none |
+| PENSTOCK_OIDC_CLIENT_ID, PENSTOCK_OIDC_CLIENT_SECRET | what the issuer knows the console by | none |
 | PENSTOCK_CRASH_AT | where this process kills itself, `point[:nth]`: for `./dev chaos` only | nowhere |
 """
 
@@ -78,6 +80,9 @@ class Settings:
     people_file: Path | None = None
     alertmanager_token: str = field(default="", repr=False)
     console_login: str = field(default="", repr=False)
+    oidc_issuer: str = ""
+    oidc_client_id: str = ""
+    oidc_client_secret: str = field(default="", repr=False)
     crash_at: str = ""
 
     @property
@@ -134,6 +139,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         groups=tuple(g.strip() for g in env.get("PENSTOCK_GROUPS", "").split(",") if g.strip()),
         alertmanager_token=env.get("PENSTOCK_ALERTMANAGER_TOKEN", "").strip(),
         console_login=env.get("PENSTOCK_CONSOLE_LOGIN", "").strip(),
+        oidc_issuer=env.get("PENSTOCK_OIDC_ISSUER", "").strip(),
+        oidc_client_id=env.get("PENSTOCK_OIDC_CLIENT_ID", "").strip(),
+        oidc_client_secret=env.get("PENSTOCK_OIDC_CLIENT_SECRET", "").strip(),
         people_file=None if not (people := env.get("PENSTOCK_PEOPLE_FILE", "").strip()) else Path(people).absolute(),
     )
 

@@ -22,6 +22,7 @@ from controller.settings import Settings, SettingsError
 from specfile import SpecError
 
 if TYPE_CHECKING:
+    from controller.adapters.oidc import OidcProvider
     from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresFlagSource
     from controller.adapters.postgres.census import Census
     from controller.core.chain import ChainReport
@@ -186,6 +187,27 @@ def _drills_if_possible(settings: Settings) -> Drills | None:
         return make_drills(settings)
     except SettingsError:
         return None
+
+
+def make_oidc(settings: Settings) -> "OidcProvider | None":
+    """
+    Where people prove who they are, for the console; None where the settings name no issuer.
+
+    Raises:
+        SettingsError: it is named only in part, or without a people file to find people in.
+    """
+    if not settings.oidc_issuer:
+        return None
+    if not settings.oidc_client_id or not settings.oidc_client_secret:
+        raise SettingsError("PENSTOCK_OIDC_ISSUER needs PENSTOCK_OIDC_CLIENT_ID and PENSTOCK_OIDC_CLIENT_SECRET")
+    if settings.people_file is None:
+        raise SettingsError("PENSTOCK_OIDC_ISSUER needs PENSTOCK_PEOPLE_FILE: it says who may do what, by e-mail")
+    from controller.adapters.oidc import OidcProvider
+
+    try:
+        return OidcProvider(settings.oidc_issuer, settings.oidc_client_id, settings.oidc_client_secret)
+    except ValueError as exc:
+        raise SettingsError(f"PENSTOCK_OIDC_ISSUER: {exc}") from exc
 
 
 def make_drills(settings: Settings) -> Drills:

@@ -138,6 +138,9 @@ class People:
         """Whoever logs in by this name."""
         return next((p for p in self.people if (p.login or p.name).lower() == login.lower()), None)
 
+    def with_email(self, email: str) -> Person | None:
+        return next((p for p in self.people if p.email and p.email.lower() == email.lower()), None)
+
     def with_token(self, token: str, now: datetime) -> Caller | None:
         """Whose token it is; None for nobody's, or one that has expired. Takes as long whichever it is."""
         return self.with_digest(token_digest(token), now)

@@ -5,6 +5,7 @@ Each page asks who is there and for a right; each form is checked to be ours and
 is decided here, and nothing that a person or a provider wrote reaches a browser unescaped.
 """
 
+import hmac
 import re
 import secrets
 import uuid
@@ -13,8 +14,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qsl, quote, urlencode
 
 import structlog
@@ -48,8 +50,11 @@ from controller.forecast.calendar import calendar
 from controller.ports import FlagHeld, PortError, UnknownRollout
 from controller.settings import SettingsError
 from controller.spec import RolloutSpec
-from controller.wiring import NO_PROMETHEUS, Api, check_models, make_metrics
+from controller.wiring import NO_PROMETHEUS, Api, check_models, make_metrics, make_oidc
 from specfile import SpecError, load
+
+if TYPE_CHECKING:
+    from controller.adapters.oidc import Question
 
 log = structlog.get_logger("penstock.console")
 
@@ -71,6 +76,8 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+
+OIDC_COOKIE = "penstock_oidc"
 
 _OWN_PATH = re.compile(r"/(?![/\\])[A-Za-z0-9._~/?=&%:,+-]*")
 
@@ -114,7 +121,8 @@ class _Console:
         self._parts = parts
         self._ports = parts.ports
         self._board = views.Board(parts.ports)
-        self._keeper = Keeper(parts.people, parts.sessions, parts.settings.console_login)
+        self._oidc = make_oidc(parts.settings)
+        self._keeper = Keeper(parts.people, parts.sessions, parts.settings.console_login, parts.settings.oidc_issuer)
         self._live = Live(self._ends)
         self._pages = Environment(
             loader=FileSystemLoader(HERE / "templates"),
@@ -147,6 +155,8 @@ class _Console:
             Route("/", page(lambda v: RedirectResponse("/rollouts", 303))),
             Route("/login", self._login_page, methods=["GET"]),
             Route("/login", self._log_in, methods=["POST"]),
+            Route("/login/oidc", self._go_to_issuer),
+            Route("/login/oidc/back", self._back_from_issuer),
             Route("/logout", form(self._log_out, Right.READ), methods=["POST"]),
             Route("/rollouts", page(self._rollouts)),
             Route(one, page(self._rollout)),
@@ -266,6 +276,7 @@ class _Console:
             login=login,
             asks=self._keeper.asks,
             people_file=self._keeper.people_file,
+            issuer="" if self._oidc is None else self._oidc.issuer,
         )
         if cookie_name(request) not in request.cookies:
             set_cookie(request, response, key)
@@ -286,6 +297,50 @@ class _Console:
         response = RedirectResponse(_own_path(form.get("next", "")) or "/rollouts", 303)
         set_cookie(request, response, key)
         return response
+
+    async def _go_to_issuer(self, request: Request) -> Response:
+        secret, after = secrets.token_urlsafe(32), _own_path(request.query_params.get("next", ""))
+        try:
+            if self._oidc is None:
+                raise HTTPException(404, "this console knows no issuer")
+            where = await run_in_threadpool(self._oidc.where, _question(request, secret))
+        except (PortError, HTTPException) as exc:
+            return self._login_form(request, problem=refused(exc))
+        response = RedirectResponse(where, 303)
+        response.set_cookie(
+            OIDC_COOKIE,
+            f"{secret}.{_encoded(after)}",
+            max_age=600,
+            path="/login/oidc",
+            secure=request.url.scheme == "https",
+            httponly=True,
+            samesite="lax",
+        )
+        return response
+
+    async def _back_from_issuer(self, request: Request) -> Response:
+        secret, _, after = request.cookies.get(OIDC_COOKIE, "").partition(".")
+        try:
+            if self._oidc is None or not secret:
+                raise Refused(403, "form", "this login did not begin in this browser, or took too long: log in again")
+            key = await run_in_threadpool(self._proven, request, secret)
+        except (PortError, Refused) as exc:
+            response = self._login_form(request, problem=refused(exc))
+        else:
+            response = RedirectResponse(_own_path(_decoded(after)) or "/rollouts", 303)
+            set_cookie(request, response, key)
+        response.delete_cookie(OIDC_COOKIE, path="/login/oidc")
+        return response
+
+    def _proven(self, request: Request, secret: str) -> str:
+        from controller.adapters.oidc import NotProven
+
+        assert self._oidc is not None
+        try:
+            proven = self._oidc.who(_question(request, secret), dict(request.query_params))
+        except NotProven as exc:
+            raise Refused(401, "not-proven", str(exc)) from exc
+        return self._keeper.let_in(request, self._oidc.issuer, proven.email)
 
     def _log_out(self, visit: Visit) -> Response:
         self._keeper.log_out(visit.request)
@@ -571,6 +626,17 @@ class _Safe:
 
         with suppress(Exception):
             await self._app(scope, receive, sending)
+
+
+def _question(request: Request, secret: str) -> "Question":
+    """All of it comes from one secret in the browser's cookie, so that nothing needs to be remembered here."""
+    from controller.adapters.oidc import Question
+
+    def part(name: str) -> str:
+        return hmac.new(secret.encode(), name.encode(), sha256).hexdigest()
+
+    back = f"{request.url.scheme}://{request.headers.get('host', '')}/login/oidc/back"
+    return Question(state=part("state"), nonce=part("nonce"), verifier=part("verifier"), back=back)
 
 
 async def _read_form(request: Request) -> dict[str, str]:

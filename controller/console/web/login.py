@@ -6,6 +6,7 @@ what its proof is worth now: a password that was changed, a token that was taken
 """
 
 import hmac
+import json
 import secrets
 import threading
 from dataclasses import dataclass
@@ -63,12 +64,14 @@ class Keeper:
         people: Everybody; None where there is no people file.
         sessions: Who is logged in.
         login: `NAME=HASH`, the only login where there is no people file; "" for none.
+        issuer: Of OpenID Connect, that is believed; "" for none.
 
     Raises:
         SettingsError: the login is not one.
     """
 
-    def __init__(self, people: PeopleFile | None, sessions: Sessions, login: str = "") -> None:
+    def __init__(self, people: PeopleFile | None, sessions: Sessions, login: str = "", issuer: str = "") -> None:
+        self._issuer = issuer
         self._people = people
         self._sessions = sessions
         self._name, _, self._hash = login.rpartition("=")
@@ -131,6 +134,25 @@ class Keeper:
         log.info("logged_in", person=person, address=address)
         return key
 
+    def let_in(self, request: Request, issuer: str, email: str) -> str:
+        """
+        A session of whoever an issuer has vouched for.
+
+        Raises:
+            Refused: nobody here has that e-mail.
+        """
+        everybody = self.everybody()
+        person = None if everybody is None else everybody.with_email(email)
+        if person is None:
+            log.warning("stranger_vouched_for", address=address_of(request))
+            raise Refused(
+                403, "stranger", "you are who you say, and not among the people of this controller (email in people.yaml)"
+            )
+        key = secrets.token_urlsafe(32)
+        self._sessions.open(_digest(key), person.name, _vouched(issuer, person.email), LASTS)
+        log.info("logged_in", person=person.name, address=address_of(request), issuer=issuer)
+        return key
+
     def log_out(self, request: Request) -> None:
         if key := request.cookies.get(cookie_name(request), ""):
             self._sessions.close(_digest(key))
@@ -158,7 +180,12 @@ class Keeper:
             caller = everybody.with_digest(digest, datetime.now(UTC))
             return caller if caller is not None and caller.name == session.person else None
         person = next((p for p in everybody.people if p.name == session.person), None)
-        if person is None or not person.password or session.proof != _proof(person.password):
+        if person is None:
+            return None
+        # By the issuer of now: an issuer that is no longer believed vouches for nobody.
+        proofs = [_proof(person.password)] if person.password else []
+        proofs += [_vouched(self._issuer, person.email)] if self._issuer and person.email else []
+        if session.proof not in proofs:
             return None
         try:
             return everybody.called(person.name)
@@ -218,6 +245,10 @@ def _is_loopback(text: str) -> bool:
 
 def _digest(key: str) -> str:
     return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _vouched(issuer: str, email: str) -> str:
+    return f"oidc:{_digest(json.dumps([issuer, email.lower()]))}"
 
 
 def _proof(hashed: str) -> str:

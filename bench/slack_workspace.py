@@ -123,6 +123,7 @@ class Workspace:
     directory: Directory = field(default_factory=Directory)
     messages: dict[str, dict[str, Message]] = field(default_factory=dict)
     views: dict[str, View] = field(default_factory=dict)
+    whispers: list[dict[str, Any]] = field(default_factory=list)
     _triggers: dict[str, _Trigger] = field(default_factory=dict)
     _numbers: "count[int]" = field(default_factory=lambda: count(1))
     _last_us: int = 0
@@ -307,6 +308,15 @@ class Workspace:
         self.views[str(opened["id"])] = View(id=str(opened["id"]), view=opened, user=trigger.user)
         return {"view": opened}
 
+    def _post_ephemeral(self, args: Mapping[str, Any], now_s: float) -> dict[str, Any]:
+        channel, user = self._channel(args.get("channel")), self.user(args.get("user"))
+        text, blocks = _content(args)
+        if not text and not blocks:
+            raise SlackError("no_text")
+        ts = self._ts(now_s)
+        self.whispers.append({"channel": channel.id, "user": user.id, "text": text or "", "message_ts": ts})
+        return {"message_ts": ts}
+
     def _users_info(self, args: Mapping[str, Any], now_s: float) -> dict[str, Any]:
         user = self.user(args.get("user"))
         profile = {"real_name": user.real_name, "display_name": user.name, "email": user.email}
@@ -391,6 +401,7 @@ _METHODS: dict[str, Callable[[Workspace, Mapping[str, Any], float], dict[str, An
     "auth.test": Workspace._auth_test,
     "chat.postMessage": Workspace._post_message,
     "chat.update": Workspace._update,
+    "chat.postEphemeral": Workspace._post_ephemeral,
     "conversations.history": Workspace._history,
     "conversations.replies": Workspace._replies,
     "conversations.list": Workspace._conversations_list,

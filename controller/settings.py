@@ -22,6 +22,9 @@ the environment always wins over it.
 | PENSTOCK_DRILL_API_KEY | sent with drills as a user's key, for providers that get the sender's own | none |
 | PENSTOCK_SLACK_TOKEN | bot token (`xoxb-...`); without it notices go to the log | none |
 | PENSTOCK_SLACK_CHANNEL | default channel | `#llm-rollouts` |
+| PENSTOCK_SLACK_APP_TOKEN | app-level token (`xapp-`): buttons in Slack work over Socket Mode of `penstock serve` | no buttons |
+| PENSTOCK_SLACK_SIGNING_SECRET | signing secret: buttons in Slack work over `POST /hooks/slack` | no buttons |
+| PENSTOCK_PUBLIC_URL | address at which people reach `penstock serve`; Slack's messages link to it | no links |
 | PENSTOCK_SLACK_API_URL | another Slack API, for a stand-in | Slack's |
 | PENSTOCK_AUDIT_KEY_FILE | Ed25519 private key (PEM) that heads of the audit log are signed with | none: unsigned |
 | PENSTOCK_AUDIT_HEADS_FILE | where heads of the audit log are published, one a line | `audit-heads.jsonl` in the home folder |
@@ -72,6 +75,9 @@ class Settings:
     slack_token: str = field(default="", repr=False)
     slack_channel: str = "#llm-rollouts"
     slack_api_url: str | None = None
+    slack_app_token: str = field(default="", repr=False)
+    slack_signing_secret: str = field(default="", repr=False)
+    public_url: str = ""
     audit_key_file: Path | None = None
     audit_heads_file: Path = Path("audit-heads.jsonl")
     evidence_folder: Path = Path("evidence")
@@ -84,6 +90,11 @@ class Settings:
     oidc_client_id: str = ""
     oidc_client_secret: str = field(default="", repr=False)
     crash_at: str = ""
+
+    @property
+    def slack_clicks(self) -> bool:
+        """Whether somebody listens to buttons in Slack."""
+        return bool(self.slack_token and (self.slack_app_token or self.slack_signing_secret))
 
     @property
     def flags_url(self) -> str | None:
@@ -131,6 +142,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         slack_token=env.get("PENSTOCK_SLACK_TOKEN", ""),
         slack_channel=env.get("PENSTOCK_SLACK_CHANNEL") or "#llm-rollouts",
         slack_api_url=env.get("PENSTOCK_SLACK_API_URL"),
+        slack_app_token=env.get("PENSTOCK_SLACK_APP_TOKEN", "").strip(),
+        slack_signing_secret=env.get("PENSTOCK_SLACK_SIGNING_SECRET", "").strip(),
+        public_url=env.get("PENSTOCK_PUBLIC_URL", "").strip(),
         audit_key_file=Path(key) if (key := env.get("PENSTOCK_AUDIT_KEY_FILE")) else None,
         audit_heads_file=Path(env.get("PENSTOCK_AUDIT_HEADS_FILE") or home / "audit-heads.jsonl"),
         evidence_folder=Path(env.get("PENSTOCK_EVIDENCE_FOLDER") or home / "evidence"),

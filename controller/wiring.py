@@ -101,7 +101,12 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
             from controller.adapters.slack import PostgresThreads, SlackNotifier
 
             notifier = SlackNotifier(
-                settings.slack_token, settings.slack_channel, PostgresThreads(engine), base_url=settings.slack_api_url
+                settings.slack_token,
+                settings.slack_channel,
+                PostgresThreads(engine),
+                base_url=settings.slack_api_url,
+                page=settings.public_url,
+                clickable=settings.slack_clicks,
             )
         yield Controller(settings=settings, ports=ports, outbox=audit, notifier=notifier)
 

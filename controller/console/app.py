@@ -6,19 +6,22 @@ Its one rule: it binds before it says that it listens, and a database that is do
 
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from controller.adapters.slack.desk import SlackDesk
 from controller.console import alertmanager
 from controller.console.api.app import PREFIX, create_api
 from controller.console.api.calls import Door
 from controller.console.flags_door import Admit, routes
 from controller.console.flags_hub import FlagHub
 from controller.console.health import CensusCollector, Check, beating, bind, health_routes
+from controller.console.slack_door import SlackDoor, socket
+from controller.console.slack_door import route as slack_route
 from controller.console.web.app import create_web
 from controller.core.people import Right
 from controller.people import PeopleFile
@@ -34,6 +37,7 @@ def create_app(
     *,
     api: Api | None = None,
     people: PeopleFile | None = None,
+    slack: SlackDoor | None = None,
 ) -> Starlette:
     """
     The application over a hub; the hub runs as long as the application does.
@@ -44,6 +48,7 @@ def create_app(
         registries: For `/metrics`.
         api: Of the HTTP API, Alertmanager's door and the web console; None for none of them.
         people: Who may kill at the flag door; None takes the caller's word.
+        slack: Takes clicks that Slack sends over signed HTTP, where the settings have a signing secret.
     """
 
     @contextlib.asynccontextmanager
@@ -60,6 +65,8 @@ def create_app(
     known = [*routes(hub, None if people is None else _admit(people)), *health_routes(parts, registries)]
     if api is not None:
         known += [Mount(PREFIX, create_api(api)), alertmanager.route(api, api.settings.alertmanager_token)]
+        if slack is not None and api.settings.slack_signing_secret:
+            known.append(slack_route(slack, api.settings.slack_signing_secret))
         known.append(Mount("/", create_web(api)))  # the last: it answers whatever nobody else does
     return Starlette(routes=known, lifespan=lifespan)
 
@@ -67,6 +74,21 @@ def create_app(
 def _admit(people: PeopleFile) -> Admit:
     door = Door(people)
     return lambda request, killed: door.admit(request, Right.KILL if killed else Right.UNKILL).name
+
+
+@contextlib.contextmanager
+def _slack(settings: Settings, api: Api | None) -> Iterator[SlackDoor | None]:
+    """Slack's door, listening by Socket Mode where there is an app-level token; None where nobody could click."""
+    if api is None or not settings.slack_clicks:
+        yield None
+        return
+    desk = SlackDesk(settings.slack_token, base_url=settings.slack_api_url)
+    door = SlackDoor(api.ports, api.people, desk)
+    if not settings.slack_app_token:
+        yield door
+        return
+    with socket(door, settings.slack_app_token, desk):
+        yield door
 
 
 def run(settings: Settings, listen: str) -> int:
@@ -80,7 +102,12 @@ def run(settings: Settings, listen: str) -> int:
     Raises:
         SettingsError: no database, or an address that cannot be listened on.
     """
-    with open_flag_source(settings) as (source, switch), open_watch(settings) as watch, open_api(settings) as api:
+    with (
+        open_flag_source(settings) as (source, switch),
+        open_watch(settings) as watch,
+        open_api(settings) as api,
+        _slack(settings, api) as slack,
+    ):
         hub = FlagHub(source, switch)
         bound = bind(listen)
         registry = CollectorRegistry()
@@ -88,7 +115,7 @@ def run(settings: Settings, listen: str) -> int:
         if watch is not None:
             registry.register(CensusCollector(watch.census))
             checks = {"database": watch.database, "guard": beating(watch.guard_age_s)}
-        app = create_app(hub, checks, [registry], api=api, people=open_people(settings))
+        app = create_app(hub, checks, [registry], api=api, people=open_people(settings), slack=slack)
         config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=3)
         host, port = bound.getsockname()[:2]
         sys.stderr.write(f"penstock serve listening on http://{listen.rpartition(':')[0] or host}:{port}\n")

@@ -522,7 +522,8 @@ def _decided(state: State, event: Decided, at: datetime) -> State:
     settled: Settled | Paused = state
     match event.decision:
         case Hold(why=Why.AWAITING_APPROVAL):
-            return _await(settled, at, tuple(r.gate for r in unproven(event.observed.results)))
+            # By the look's own time, which the row holds: a notice names the question before the log says when it was written.
+            return _await(settled, event.observed.at or at, tuple(r.gate for r in unproven(event.observed.results)))
         case Hold():
             return settled
         case Pause():

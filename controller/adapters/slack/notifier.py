@@ -18,6 +18,7 @@ from typing import Any
 
 from slack_sdk import WebClient
 
+from controller.adapters.slack.buttons import buttons
 from controller.adapters.slack.errors import (
     RAISED,
     ChannelClosed,
@@ -50,6 +51,8 @@ class SlackNotifier:
         base_url: Another Slack API, for a stand-in.
         links: Label to address, shown under the message; ``{rollout_id}`` is filled in.
         timeout_s: For each call of the Web API.
+        page: Address of the console, for a button that opens a rollout's page; "" for none.
+        clickable: Somebody listens to buttons.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class SlackNotifier:
         base_url: str | None = None,
         links: Mapping[str, str] | None = None,
         timeout_s: int = 10,
+        page: str = "",
+        clickable: bool = False,
     ) -> None:
         # The library logs failures that are told to the outbox as well, and the text of messages at debug level.
         silent = logging.Logger("penstock.slack", level=logging.CRITICAL + 1)
@@ -68,6 +73,7 @@ class SlackNotifier:
         self._default_channel = default_channel
         self._threads = threads
         self._links = dict(links or {})
+        self._page, self._clickable = page, clickable
         self._ids: dict[str, str] = {}
 
     def deliver(self, letter: Letter) -> None:
@@ -134,7 +140,7 @@ class SlackNotifier:
         posted = self._send(
             "chat.postMessage",
             self._web.chat_postMessage,
-            parent_blocks(notice, self._links, note),
+            self._parent(notice, note),
             notice,
             "parent",
             channel=channel,
@@ -153,7 +159,7 @@ class SlackNotifier:
             self._send(
                 "chat.update",
                 self._web.chat_update,
-                parent_blocks(notice, self._links, note),
+                self._parent(notice, note),
                 notice,
                 "parent",
                 channel=channel,
@@ -162,6 +168,10 @@ class SlackNotifier:
         except MessageFixed:
             # The workspace forbids edits, or only so late; what is new stands in the thread.
             return
+
+    def _parent(self, notice: Notice, note: str) -> list[dict[str, Any]]:
+        blocks = parent_blocks(notice, self._links, note)
+        return blocks + buttons(notice, self._page) if self._clickable else blocks
 
     # --- its thread -------------------------------------------------------------------------------------------------------------
 

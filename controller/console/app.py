@@ -67,8 +67,11 @@ def create_app(
         known += [Mount(PREFIX, create_api(api)), alertmanager.route(api, api.settings.alertmanager_token)]
         if slack is not None and api.settings.slack_signing_secret:
             known.append(slack_route(slack, api.settings.slack_signing_secret))
-        known.append(Mount("/", create_web(api)))  # the last: it answers whatever nobody else does
-    return Starlette(routes=known, lifespan=lifespan)
+    app = Starlette(routes=known, lifespan=lifespan)
+    if api is not None:
+        # Not a route: one at / would answer 404 where a route of ours answers 405 for another method.
+        app.router.default = create_web(api)
+    return app
 
 
 def _admit(people: PeopleFile) -> Admit:

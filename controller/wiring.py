@@ -7,6 +7,7 @@ Its one rule: nothing else builds an adapter. Everything is opened here and clos
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from controller import crash
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from controller.adapters.postgres import PostgresAudit, PostgresFlags, PostgresFlagSource
     from controller.adapters.postgres.census import Census
     from controller.core.chain import ChainReport
+
+SPEND_TIMEOUT_S = 3.0
+"""Somebody waits for the page."""
 
 NO_DATABASE = "no database: start one with `penstock up`, or set PENSTOCK_DATABASE_URL"
 NO_FLAGS = "no flag store: start one with `penstock up`, or set PENSTOCK_FLAGS_DATABASE_URL or PENSTOCK_DATABASE_URL"
@@ -163,6 +167,26 @@ def make_metrics(settings: Settings) -> MetricSource:
         return PrometheusSource(settings.prometheus_url, timeout_s=timeout_s, scrape_interval=settings.scrape_interval)
     except ValueError as exc:
         raise SettingsError(f"PENSTOCK_PROMETHEUS_URL: {exc}") from exc
+
+
+def spent_on(settings: Settings, plan: Plan, begin: datetime, end: datetime) -> Mapping[str, float] | None:
+    """
+    US dollars by arm between two times; None where nobody counts them.
+
+    Raises:
+        SettingsError: no Prometheus is named.
+        Unavailable: it did not say.
+    """
+    from controller.adapters.prometheus.client import PrometheusClient
+    from controller.adapters.prometheus.spend import spent
+
+    if settings.prometheus_url is None:
+        raise SettingsError(NO_PROMETHEUS)
+    try:
+        client = PrometheusClient(settings.prometheus_url, timeout_s=SPEND_TIMEOUT_S)
+    except ValueError as exc:
+        raise SettingsError(f"PENSTOCK_PROMETHEUS_URL: {exc}") from exc
+    return spent(client, plan, begin, end)
 
 
 def check_models(settings: Settings, plan: Plan) -> None:

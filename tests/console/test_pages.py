@@ -1,12 +1,20 @@
 """What pages show and what their forms do: the real application, a real Postgres, the verbs of every other door."""
 
 import gzip
+import json
+import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from controller.console.web.app import create_web
 from controller.core.decision import Hold, Why
 from controller.core.rollout import Decided, replay
 from controller.ports import NewEntry
@@ -77,6 +85,64 @@ def test_a_rollout_says_what_moved_why_on_which_numbers_and_what_is_next(console
     assert '<rect class="band' in page.text
     assert '<line class="limit"' in page.text
     assert "Table of errors" in text
+
+
+def test_spend_is_said_to_be_unknown_where_prometheus_does_not_answer(console: Site) -> None:
+    fill(console, "chat-00000001")
+    assert "not known" in words(console.browser("dana").get("/rollouts/chat-00000001/spend"))
+
+
+@pytest.mark.parametrize(
+    "answer, said",
+    [
+        (
+            {"candidate": 1.5, "shadow": 0.5, "baseline": 12.0},
+            "2.00 USD by the candidate, 0.50 USD of it for mirrored copies; 12.00 USD by the baseline",
+        ),
+        ({"baseline": 0.004}, "0.00 USD by the candidate; 0.004 USD by the baseline"),
+        (None, "nobody counts what it costs"),
+    ],
+)
+def test_spend_is_of_the_flag_since_the_rollout_began(
+    databases: Databases, tmp_path: Path, answer: dict[str, float] | None, said: str
+) -> None:
+    asked: list[str] = []
+
+    class Prometheus(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._say(parse_qs(urlsplit(self.path).query))
+
+        def do_POST(self) -> None:
+            self._say(parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+
+        def _say(self, query: dict[str, list[str]]) -> None:
+            asked.extend(query["query"])
+            at = float(query["time"][0])
+            result = [{"metric": {"arm": arm}, "value": [at, str(value)]} for arm, value in (answer or {}).items()]
+            raw = json.dumps({"status": "success", "data": {"resultType": "vector", "result": result}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Prometheus)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with site(databases, tmp_path) as made:
+            settings = replace(made.served.api.settings, prometheus_url=f"http://127.0.0.1:{server.server_port}")
+            app = Starlette(routes=[Mount("/", create_web(replace(made.served.api, settings=settings)))])
+            made.served = replace(made.served, app=app)
+            fill(made, "chat-00000001")
+            assert said in words(made.browser("dana").get("/rollouts/chat-00000001/spend"))
+    finally:
+        server.shutdown()
+        server.server_close()
+    query = r'sum by \(arm\) \(increase\(penstock_cost_usd_total\{environment="production",flag="chat-model"\}\[\d+s\]\)\)'
+    assert len(asked) == 1
+    assert re.fullmatch(query, asked[0])
 
 
 def test_a_row_shows_the_exact_question_and_the_raw_answer(console: Site) -> None:

@@ -45,12 +45,12 @@ from controller.core.measurement import Evidence
 from controller.core.notice import account_of, standing
 from controller.core.people import RIGHTS, NotAllowed, Right, Role, require
 from controller.core.question import question_of, step_digest
-from controller.core.rollout import Check, Decided, Entry
+from controller.core.rollout import Aborted, Check, Decided, Entry, Promoted, RolledBack
 from controller.forecast.calendar import calendar
 from controller.ports import FlagHeld, PortError, UnknownRollout
 from controller.settings import SettingsError
 from controller.spec import RolloutSpec
-from controller.wiring import NO_PROMETHEUS, Api, check_models, make_metrics, make_oidc
+from controller.wiring import NO_PROMETHEUS, Api, check_models, make_metrics, make_oidc, spent_on
 from specfile import SpecError, load
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ class _Console:
             "words": lambda text: str(text).replace("_", " "),
             "span": _span,
             "url": lambda text: quote(str(text), safe=""),
+            "usd": lambda dollars: f"{dollars:,.2f} USD" if dollars >= 0.1 or not dollars else f"{dollars:.2g} USD",
             "short": lambda count: f"{count:,.0f}",
         }
 
@@ -162,6 +163,7 @@ class _Console:
             Route(one, page(self._rollout)),
             Route(f"{one}/rows/{{seq:int}}", page(self._row)),
             Route(f"{one}/plan", page(self._plan_of)),
+            Route(f"{one}/spend", page(self._spend)),
             Route(f"{one}/{{verb}}", form(self._act, Right.READ), methods=["POST"]),
             Route("/flags", page(self._flags)),
             Route("/flags/{environment}/{key}/kill", form(self._kill, Right.KILL), methods=["POST"]),
@@ -440,6 +442,27 @@ class _Console:
             before=before,
             changes=[] if before is None else views.differences(views.plan_json(before), after),
             text=_indented(after),
+        )
+
+    def _spend(self, visit: Visit) -> Response:
+        """Apart from the rollout's page, which must not wait for Prometheus."""
+        rollout, _ = self._board.rollout(_id(visit))
+        state = rollout.state
+        end = state.at if isinstance(state, Promoted | RolledBack | Aborted) else self._ports.audit.now()
+        spent, problem = None, ""
+        try:
+            spent = spent_on(self._parts.settings, rollout.plan, rollout.opened_at, end)
+        except (PortError, SettingsError) as exc:
+            problem = str(exc)
+        budget = rollout.plan.kept.get("budget")
+        return self._show(
+            visit,
+            "spend.html",
+            rollout=rollout,
+            spent=spent,
+            candidates=None if spent is None else spent.get("candidate", 0.0) + spent.get("shadow", 0.0),
+            problem=problem,
+            budget=budget if isinstance(budget, Mapping) else {},
         )
 
     def _act(self, visit: Visit) -> Response:

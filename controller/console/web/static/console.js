@@ -82,6 +82,14 @@ for (const time of document.querySelectorAll("time[datetime]")) {
 }
 const select = document.querySelector(".filters select");
 if (select !== null) select.addEventListener("change", () => select.form.requestSubmit());
+// What another server must be asked for comes after the page.
+for (const place of document.querySelectorAll("[data-load]")) {
+  fetch(place.dataset.load).then(async (answer) => {
+    if (!answer.ok || answer.redirected) return;
+    const found = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(place.id);
+    if (found !== null) place.replaceChildren(...found.childNodes);
+  }).catch(() => {});
+}
 if (document.body.dataset.liveFrom !== undefined) listen(document.body.dataset.liveFrom);
 tick();
 setInterval(tick, 1000);

@@ -234,6 +234,13 @@ def test_without_a_people_file_nobody_reads_from_elsewhere(databases: Databases,
     assert "PENSTOCK_PEOPLE_FILE" in answer.text
 
 
+def test_without_a_people_file_a_proxy_on_the_machine_lets_nobody_read(databases: Databases, tmp_path: Path) -> None:
+    with site(databases, tmp_path, people=None) as made:
+        made.base_url, made.address = "http://localhost:8420", "127.0.0.1"
+        answer = made.browser().client.get("/rollouts", headers={"X-Forwarded-For": "203.0.113.9"}, follow_redirects=False)
+    assert answer.status_code == 401
+
+
 def test_a_local_login_lets_one_person_act_under_that_name(databases: Databases, tmp_path: Path) -> None:
     login = f"erin={hash_password(PASSWORD)}"
     with site(databases, tmp_path, people=None, PENSTOCK_CONSOLE_LOGIN=login) as made:

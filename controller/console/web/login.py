@@ -38,6 +38,8 @@ GUESSES_AT_ONCE = 2
 SECRET_MAX = 1024
 """Characters of a password that are looked at."""
 
+PROXIED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
+
 ANYBODY = Caller(name="anybody on this machine", rights=frozenset({Right.READ}), claimed=True)
 """Who reads where nobody is known."""
 
@@ -233,6 +235,9 @@ def check_form(request: Request, key: str, token: str) -> None:
 def on_loopback(request: Request) -> bool:
     """Both by where it comes from and by the name it was asked for: a page elsewhere must not read this one by a name of its own."""
     host = request.url.hostname or ""
+    # Through a proxy on this machine everybody seems to be on it.
+    if any(name in request.headers for name in PROXIED):
+        return False
     return _is_loopback(address_of(request)) and (host == "localhost" or _is_loopback(host))
 
 

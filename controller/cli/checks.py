@@ -227,9 +227,16 @@ def _slack(settings: Settings) -> str:
     if not settings.slack_token:
         return "not configured: notices go to the log (set PENSTOCK_SLACK_TOKEN)"
     from controller.adapters.postgres import PostgresOutbox, open_engine
-    from controller.adapters.slack import check_token
+    from controller.adapters.slack import check_socket, check_token
 
     seen = check_token(settings.slack_token, base_url=settings.slack_api_url)
+    if settings.slack_app_token:
+        check_socket(settings.slack_app_token, base_url=settings.slack_api_url)
+        seen += ", buttons over Socket Mode"
+    elif settings.slack_signing_secret:
+        seen += ", buttons over signed HTTP"
+    if settings.slack_clicks and settings.people_file is None:
+        raise SettingsError(f"{seen}, but no click counts without a people file: set PENSTOCK_PEOPLE_FILE")
     if settings.database_url is None:
         return seen
     engine = open_engine(settings.database_url)

@@ -32,7 +32,7 @@ from controller.core.plan import Approval, Mode, Phase, Plan, Policy, RateLimit
 from controller.core.rollout import Aborted, Approved, AwaitingApproval, Paused, RolledBack, Rollout, replay
 from controller.deliver import Pace, deliver
 from controller.people import PeopleFile
-from controller.ports import Ports
+from controller.ports import NotifierUnavailable, Ports
 from controller.tick import tick
 from flagspec import Variant
 from tests.ports.databases import Databases
@@ -356,3 +356,24 @@ def test_buttons_carry_what_was_seen_and_no_rights(engine: Engine) -> None:
 
     (block,) = buttons(replace(notice(), question="d" * 64, ended=""), "")
     assert {json.loads(e["value"])["d"] for e in block["elements"]} == {"d" * 64}
+
+
+async def test_doctor_tries_the_socket_and_says_that_nobody_may_click_without_people(
+    people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from controller.cli.checks import _slack
+    from controller.settings import SettingsError, load
+
+    config = SlackConfig(bot_token="xoxb-test", app_token="xapp-test")
+    async with SlackServer(config).running() as slack:
+        monkeypatch.delenv("PENSTOCK_DATABASE_URL", raising=False)
+        monkeypatch.setenv("PENSTOCK_SLACK_TOKEN", "xoxb-test")
+        monkeypatch.setenv("PENSTOCK_SLACK_API_URL", slack.api_url)
+        monkeypatch.setenv("PENSTOCK_SLACK_APP_TOKEN", "xapp-test")
+        monkeypatch.setenv("PENSTOCK_PEOPLE_FILE", str(people))
+        settings = replace(load(), database_url=None)
+        assert (await asyncio.to_thread(_slack, settings)).endswith("buttons over Socket Mode")
+        with pytest.raises(SettingsError, match="no click counts without a people file"):
+            await asyncio.to_thread(_slack, replace(settings, people_file=None))
+        with pytest.raises(NotifierUnavailable, match=r"apps\.connections\.open"):
+            await asyncio.to_thread(_slack, replace(settings, slack_app_token="xapp-other"))

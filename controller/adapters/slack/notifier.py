@@ -264,6 +264,17 @@ def check_token(token: str, *, base_url: str | None = None) -> str:
     return f"{answer['user']} in {answer['team']}"
 
 
+def check_socket(app_token: str, *, base_url: str | None = None) -> None:
+    """
+    Whether Slack would let us listen by Socket Mode.
+
+    Raises:
+        NotifierUnavailable: it refuses the app-level token or does not answer.
+    """
+    web = WebClient(base_url=base_url or WebClient.BASE_URL, timeout=5, retry_handlers=[])
+    _called("apps.connections.open", web.apps_connections_open, app_token=app_token)
+
+
 def _called(method: str, call: Callable[..., Any], **args: Any) -> Any:
     try:
         reached(Point.SLACK_SENDING)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +51,14 @@ def demo() -> Iterator[Demo]:
         lines = [process.stdout.readline() for _ in range(SCENARIOS)]
 
         def told() -> str:
-            return Path(said.name).read_text()
+            # Read while it is written: what is there may end within a letter.
+            return Path(said.name).read_text(encoding="utf-8", errors="replace")
 
         assert all(lines), told()[-4000:]
         rows = {row["scenario"]: row for row in map(json.loads, lines)}
         while "everything keeps running" not in told():
             assert process.poll() is None, told()[-4000:]
+            time.sleep(0.2)
         addresses = {name.strip(): url for name, url in re.findall(r"^\s*([A-Z][\w -]*?)\s{2,}(http\S+)", told(), re.MULTILINE)}
         yield Demo(rows=rows, addresses=addresses, home=home)
         process.send_signal(signal.SIGINT)

@@ -16,8 +16,10 @@ import hmac
 import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import orjson
@@ -41,6 +43,9 @@ SCHEMA = "penstock/shadow-pair/v1"
 
 RAW_PER_TEXT = 16
 """Bytes of an answer as sent that are kept for each byte of text: an event of a stream is its text and names around it."""
+
+READING_MAX = 64
+"""Pairs that wait to be read and redacted; each holds both answers as sent. Recognisers of one's own may take their time."""
 
 MARGIN = 256
 """Characters before a cut that go as well: half a key or half an address is not recognised as one."""
@@ -130,6 +135,9 @@ class PairDesk:
     ) -> None:
         self._spec, self._environment, self._redactor = spec, environment, redactor
         self._sinks, self._metrics, self._key = sinks, metrics, digest_key
+        # One thread of its own: names of hosts are looked up in the loop's own, and users' calls wait for those.
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pairs")
+        self._reading = 0
 
     def recording(self) -> Recording:
         return Recording(RAW_PER_TEXT * self._spec.text_bytes)
@@ -138,7 +146,16 @@ class PairDesk:
         self, request: Request, flag: RouteFlag | None, route: str, baseline: Side, shadow: Side, at: datetime
     ) -> None:
         """Beside the requests under way and not in front of them: patterns over long texts take milliseconds."""
-        pair = await asyncio.to_thread(self._pair, request, flag, route, baseline, shadow, at)
+        if self._reading >= READING_MAX:
+            for name, _ in self._sinks:
+                self._metrics.pairs(name, "dropped")
+            return
+        self._reading += 1
+        try:
+            read = partial(self._pair, request, flag, route, baseline, shadow, at)
+            pair = await asyncio.get_running_loop().run_in_executor(self._reader, read)
+        finally:
+            self._reading -= 1
         for name, sink in self._sinks:
             try:
                 taken = sink.offer(pair)
@@ -152,6 +169,7 @@ class PairDesk:
                 self._metrics.pairs(name, "delivered")
 
     async def close(self) -> None:
+        self._reader.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(sink.close() for _, sink in self._sinks), return_exceptions=True)
 
     def _pair(

@@ -5,6 +5,7 @@ import base64
 import json
 import stat
 import struct
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ import router.pairs
 from bench.behaviour import ModelBehaviour
 from bench.provider import running_provider
 from router.config import RouterConfig
-from router.pairs import read_answer
+from router.pairs import READING_MAX, read_answer
 from specfile import SpecError, parse_text
 from tests.router.harness import (
     DONE,
@@ -302,6 +303,30 @@ async def test_a_sink_that_is_full_or_broken_is_counted_and_costs_the_user_nothi
             assert (await router.ask()).status == 200
             await eventually(lambda: pairs_of(router, outcome) == 1)  # noqa: B023
             assert pairs_of(router, "delivered") == 0
+
+
+slow = threading.Event()
+
+
+def slowly(text: str) -> str:
+    slow.wait(20)
+    return text
+
+
+async def test_pairs_that_take_long_to_redact_are_dropped_and_users_never_wait_for_them(upstream: Upstream) -> None:
+    slow.clear()
+    redact = {"use": f"{__name__}:slowly"}
+    spec = config(upstream.url, shadow={**own(content=True), "concurrency": 1000}, redact=redact)
+    async with serve_router(spec) as router:
+        put(router, flag(0, shadow_weight=100_000))
+        for _ in range(READING_MAX + 3):
+            assert (await router.ask()).status == 200
+        try:
+            await eventually(lambda: pairs_of(router, "dropped") == 3)
+            assert pairs_of(router, "delivered") == 0
+        finally:
+            slow.set()
+        await eventually(lambda: pairs_of(router) == READING_MAX)
 
 
 async def test_the_file_has_a_line_for_each_pair_is_turned_over_and_only_its_owners(upstream: Upstream, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from controller.codec import event_to_json
 from controller.core.decision import Hold
 from controller.core.freeze import frozen_until, windows
 from controller.core.gates import GateResult, pct
-from controller.core.notice import account_of, standing
+from controller.core.notice import account_of, next_look, standing
 from controller.core.plan import Plan
 from controller.core.question import OVERRIDE_LASTS, override_in_force, question_of, step_digest
 from controller.core.rollout import (
@@ -135,19 +135,6 @@ def frozen_row(rollout: Rollout, now: datetime) -> dict[str, Any] | None:
 def freeze_rows(plan: Plan, begin: datetime, end: datetime) -> list[dict[str, Any]]:
     """The plan's freezes that are in force at some time between two moments."""
     return [{"name": w.name, "starts_at": stamp(w.starts), "ends_at": stamp(w.ends)} for w in windows(plan.freezes, begin, end)]
-
-
-def next_look(rollout: Rollout, last: Entry | None, now: datetime) -> datetime | None:
-    """When the next gate check is due; None where only a person can change something."""
-    if rollout.ended or isinstance(rollout.state, Paused):
-        return None
-    said = (
-        last.event.decision.next_look
-        if last is not None and isinstance(last.event, Decided) and isinstance(last.event.decision, Hold)
-        else None
-    )
-    due = (rollout.last_gate_check or rollout.opened_at) + rollout.plan.policy.every
-    return max(min(due, said) if said is not None else due, now)
 
 
 def phases(rollout: Rollout, entries: Sequence[Entry]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from controller.core import plan as core
+from controller.core.daily import TimeOfDay
 from controller.core.freeze import check as check_freeze
 from controller.core.selector import SelectorError
 from controller.core.selector import parse as parse_selector
@@ -525,9 +526,17 @@ class FreezeSpec(_Spec):
         return core.FreezeSpan(name=self.name, starts=self.from_, ends=self.to, timezone=self.timezone)
 
 
+def _time_of_day(given: str) -> str:
+    TimeOfDay.read(given)
+    return given
+
+
+DailyAt = Annotated[str, AfterValidator(_time_of_day)]
+
+
 class Slack(_Spec):
     channel: Annotated[str, Field(pattern=r"^[#@]?[A-Za-z0-9._-]{1,80}$")] = _at(0, "#llm-rollouts")
-    digest: str | None = _at(1, None, description="09:00 Europe/Berlin")
+    digest: DailyAt | None = _at(1, None, description="When a digest is posted each day: 09:00 Europe/Berlin")
 
 
 class Notify(_Spec):
@@ -584,6 +593,7 @@ class RolloutSpec(_Spec):
                     phase.approval.approval()
                 except core.PlanError as exc:
                     raise core.PlanError(str(exc), ("phases", index, "approval", *exc.where)) from exc
+        digest = None if self.notify.slack is None else self.notify.slack.digest
         return core.Plan(
             name=self.metadata.name,
             owner=self.metadata.owner,
@@ -607,17 +617,12 @@ class RolloutSpec(_Spec):
             policy=self.gates.policy(),
             freezes=tuple(f.freeze() for f in self.freeze),
             slack_channel="" if self.notify.slack is None else self.notify.slack.channel,
-            kept=self.kept_for_later(),
+            kept={**self.kept_for_later(), **({"notify.slack.digest": digest} if digest else {})},
         )
 
     def kept_for_later(self) -> dict[str, Any]:
         """The parts that this release validates and keeps but does not act on, as they go into the audit log."""
-        kept: dict[str, Any] = {}
-        if self.budget is not None:
-            kept["budget"] = self.budget.model_dump(mode="json", exclude_none=True)
-        if self.notify.slack is not None and self.notify.slack.digest is not None:
-            kept["notify.slack.digest"] = self.notify.slack.digest
-        return kept
+        return {} if self.budget is None else {"budget": self.budget.model_dump(mode="json", exclude_none=True)}
 
     def _odd_limits(self) -> Iterator[tuple[Loc, str]]:
         """Gates that could never pass: limits between two bucket edges, and a lower quantile's limit that a higher one forbids."""

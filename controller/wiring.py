@@ -4,6 +4,8 @@ Where objects are built: settings in, a controller with all its ports out.
 Its one rule: nothing else builds an adapter. Everything is opened here and closed here.
 """
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -13,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 from controller import crash
 from controller.commands import CommandRefused
 from controller.core.measurement import Measurement, QueryFailed
+from controller.core.notice import Notice
 from controller.core.people import Caller, NotAllowed, claimed
 from controller.core.plan import Gate, Plan
+from controller.core.rollout import LogError
 from controller.core.traffic import Question, TrafficRead
 from controller.people import PeopleFile
-from controller.ports import Drills, MetricSource, Notifier, Outbox, Planned, Ports, RequestLog, Scope, Sessions
+from controller.ports import Drills, MetricSource, Notifier, Outbox, Planned, PortError, Ports, RequestLog, Scope, Sessions
 from controller.publish import Published, publish
 from controller.settings import Settings, SettingsError
+from controller.standing import standing
 from specfile import SpecError
 
 if TYPE_CHECKING:
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
 
 SPEND_TIMEOUT_S = 3.0
 """Somebody waits for the page."""
+
+SPEND_PAUSE_S = 60.0
+"""So long messages go without what was spent, once nobody said."""
 
 NO_DATABASE = "no database: start one with `penstock up`, or set PENSTOCK_DATABASE_URL"
 NO_FLAGS = "no flag store: start one with `penstock up`, or set PENSTOCK_FLAGS_DATABASE_URL or PENSTOCK_DATABASE_URL"
@@ -104,6 +112,7 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
         if settings.slack_token:
             from controller.adapters.slack import PostgresThreads, SlackNotifier
 
+            people = open_people(settings)
             notifier = SlackNotifier(
                 settings.slack_token,
                 settings.slack_channel,
@@ -111,8 +120,54 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
                 base_url=settings.slack_api_url,
                 page=settings.public_url,
                 clickable=settings.slack_clicks,
+                whom=_Whom(people) if people else _nobody,
+                spent=_Spent(settings, ports),
             )
         yield Controller(settings=settings, ports=ports, outbox=audit, notifier=notifier)
+
+
+def _nobody(_: Notice) -> str:
+    return ""
+
+
+class _Whom:
+    """Whom a notice calls in Slack. A people file that cannot be used calls nobody: the news must go out all the same."""
+
+    def __init__(self, file: PeopleFile) -> None:
+        self._file = file
+
+    def __call__(self, notice: Notice) -> str:
+        from controller.adapters.slack import mentions
+
+        if not notice.on_call and not notice.asks:
+            return ""
+        try:
+            return mentions(notice, self._file.people())
+        except SpecError:
+            return ""
+
+
+class _Spent:
+    """What a rollout has cost so far, for its message. Whoever does not answer is left alone for a while: news must not wait for it."""
+
+    def __init__(self, settings: Settings, ports: Ports) -> None:
+        self._settings, self._ports = settings, ports
+        self._quiet_until_s = -math.inf
+
+    def __call__(self, notice: Notice) -> str:
+        if self._settings.prometheus_url is None or time.monotonic() < self._quiet_until_s:
+            return ""
+        try:
+            rollout = standing(notice.rollout_id, self._ports.audit, self._ports.standings)
+            until = rollout.ended_at or self._ports.audit.now()
+            by_arm = spent_on(self._settings, rollout.plan, rollout.opened_at, until)
+        except (PortError, SettingsError, LogError):
+            self._quiet_until_s = time.monotonic() + SPEND_PAUSE_S
+            return ""
+        if by_arm is None:
+            return ""
+        ours = by_arm.get("candidate", 0.0) + by_arm.get("shadow", 0.0)
+        return f"${ours:,.2f} by the candidate, ${by_arm.get('baseline', 0.0):,.2f} by the baseline"
 
 
 def _arm(crash_at: str) -> None:

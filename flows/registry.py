@@ -14,6 +14,8 @@ GATE_CHECK = "gate-check"
 GATE_CHECK_CRON = "*/15 * * * *"
 AUDIT_HEAD_CRON = "7 * * * *"
 AUDIT_VERIFY_CRON = "37 3 * * *"
+DIGEST_CRON = "*/15 * * * *"
+"""Every time zone's quarters of an hour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,5 +78,12 @@ DEPLOYMENTS = (
         description="Check the whole audit log each night: the chain, the raw answers, and every head that was published.",
         cron=AUDIT_VERIFY_CRON,
         slug="audit-verify",
+    ),
+    Deployed(
+        name="digest",
+        entrypoint="flows.digest.digest",
+        description="Post the daily digests that are due, each channel's at the time that its plans ask for (`notify.slack.digest`).",
+        cron=DIGEST_CRON,
+        slug="digest",
     ),
 )

@@ -39,6 +39,10 @@ _COMMANDS = {
     "flags": ("controller.cli.flags:flags", "The flags themselves: list, kill, unkill."),
     "token": ("controller.cli.acting:token", "Tokens of the HTTP API: new."),
     "people": ("controller.cli.acting:people", "People of people.yaml: password."),
+    "digest": (
+        "controller.cli.rollouts:digest",
+        "What is under way, waits for people, or ended since yesterday; --post to Slack.",
+    ),
     "audit": ("controller.cli.audit:audit", "The audit log as a whole: verify, export, replay, head, archive, keygen."),
     "plan": (
         "controller.cli.planning:plan",

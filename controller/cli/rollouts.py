@@ -142,6 +142,33 @@ def list_(
     return 0
 
 
+def digest(
+    *,
+    post: Annotated[bool, Parameter(negative="", help="Send those that are due, each once a day, as the schedule does")] = False,
+    output: Output = "table",
+) -> int:
+    """What is under way, what waits for people, and what ended in the last 24 hours; what needs people first."""
+    from controller import digest as daily
+
+    if post:
+        with opened() as (controller, _):
+            notices = daily.announce_due(controller.ports, controller.outbox)
+    else:
+        with log_opened() as ports:
+            now = ports.audit.now()
+            notices = [daily.digest(daily.of_the_last_day(daily.latest(ports), now), now)]
+    if output != "table":
+        shown = [{"channel": n.channel, "title": n.title, "standing": n.standing, "text": n.text.strip()} for n in notices]
+        print_rows(shown, ("channel", "title", "standing", "text"), output)
+        return 0
+    if not notices:
+        errors.print("no digest is due")
+    for notice in notices:
+        console.print(f"{notice.title}: {notice.standing}", soft_wrap=True, markup=False, highlight=False)
+        console.print(notice.text.strip(), soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
 def _listed(ports: Ports, rollout_id: str) -> dict[str, Any]:
     """One rollout's summary; a log that cannot be read is said in its place, and the others are still listed."""
     try:

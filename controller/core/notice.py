@@ -12,7 +12,7 @@ from typing import Literal
 
 from controller.core.decision import Decision, Hold, Pause, Why, lowers
 from controller.core.gates import GateResult, Verdict, span
-from controller.core.question import step_digest
+from controller.core.question import question_of, step_digest
 from controller.core.rollout import (
     Abandoned,
     Aborted,
@@ -71,6 +71,9 @@ class Notice:
         environment: Where.
         ended: ``promoted``, ``rolled_back``, ``aborted`` or "".
         question: Digest of the question that people are asked (`core.question`); "" where it waits for nobody.
+        asks: Groups that are asked now, by this notice: a new question, or a reminder of it.
+        on_call: Whoever is on call is to look: the controller lowered, paused or is blind by itself.
+        next_look: When the next gate check is due; None where only a person can change something.
         ask: The command that tells more; "" for ``penstock why`` of the rollout.
     """
 
@@ -88,6 +91,9 @@ class Notice:
     environment: str = ""
     ended: Literal["promoted", "rolled_back", "aborted", ""] = ""
     question: str = ""
+    asks: tuple[str, ...] = ()
+    on_call: bool = False
+    next_look: datetime | None = None
     ask: str = ""
 
 
@@ -109,7 +115,7 @@ def notice_of(before: Rollout, after: Rollout, entry: Entry) -> Notice:
         level = _at_least(Level.NEWS, level)
         text = f"warning: {'; '.join(f'{r.gate}: {r.reason}' for r in fresh)}; {text}"
     level, text = _with_guards(before, after, entry, level, text)
-    plan = after.plan
+    plan, asks = after.plan, _asks(before, entry, after)
     return Notice(
         rollout_id=after.id,
         seq=entry.seq,
@@ -125,7 +131,30 @@ def notice_of(before: Rollout, after: Rollout, entry: Entry) -> Notice:
         environment=plan.environment,
         ended=_ended(after.state),
         question=step_digest(after) if isinstance(after.state, AwaitingApproval) else "",
+        asks=asks,
+        on_call=level is Level.ALARM and not asks and _by_itself(before, entry),
+        next_look=next_look(after, entry, entry.at),
     )
+
+
+def next_look(rollout: Rollout, last: Entry | None, now: datetime) -> datetime | None:
+    """
+    When the next gate check is due.
+
+    Args:
+        rollout: Which.
+        last: Its last decision, as far as there is one.
+        now: It is not due before.
+
+    Returns:
+        None where only a person can change something.
+    """
+    if rollout.ended or isinstance(rollout.state, Paused):
+        return None
+    decision = last.event.decision if last is not None and isinstance(last.event, Decided) else None
+    said = decision.next_look if isinstance(decision, Hold) else None
+    due = (rollout.last_gate_check or rollout.opened_at) + rollout.plan.policy.every
+    return max(min(due, said) if said is not None else due, now)
 
 
 def lines_of(results: tuple[GateResult, ...]) -> tuple[Line, ...]:
@@ -224,7 +253,7 @@ def _what(before: Rollout, entry: Entry, after: Rollout) -> tuple[Level, str]:
         case Abandoned(text=text):
             return Level.NEWS, f"a raise did not reach the flag and was withdrawn: {text}"
         case Decided(decision=Hold() as hold):
-            return _hold(before, hold, account(before, hold, entry.at, after.exposure, actor), after)
+            return _hold(before, entry, hold, account(before, hold, entry.at, after.exposure, actor), after)
         case Decided(decision=Pause() as pause):
             return Level.ALARM, account(before, pause, entry.at, after.exposure, actor)
         case Decided(decision=decision):
@@ -233,15 +262,60 @@ def _what(before: Rollout, entry: Entry, after: Rollout) -> tuple[Level, str]:
             return _applied(before, actor, after)
 
 
-def _hold(before: Rollout, hold: Hold, text: str, after: Rollout) -> tuple[Level, str]:
-    if hold.why is Why.AWAITING_APPROVAL and before.state != after.state:
-        return Level.ALARM, hold.text
+def _hold(before: Rollout, entry: Entry, hold: Hold, text: str, after: Rollout) -> tuple[Level, str]:
+    if hold.why is Why.AWAITING_APPROVAL:
+        if before.state != after.state:
+            return Level.ALARM, hold.text
+        if past := _reminded(before, entry, after):
+            return Level.ALARM, f"{past}: {hold.text}"
     if hold.why is Why.DEAD_MAN:
         return Level.ALARM, text
     policy, troubled = after.plan.policy, after.troubled
     if repeats(troubled, policy.escalate_after):
         return Level.ALARM, text if troubled == 1 else f"{text}, {'twice' if troubled == 2 else f'{troubled} times'} in a row"
     return Level.NEWS if troubled == policy.tell_after else Level.INFO, text
+
+
+REMINDERS = (0.5, 0.9, 1.0)
+"""Parts of the time that a question has after which people are reminded of it; at its end they are told that it holds."""
+
+
+def _reminded(before: Rollout, entry: Entry, after: Rollout) -> str:
+    """``second reminder, asked 43 h ago``; "" where no reminder has come due since the look before."""
+    question, looked = question_of(after, entry.at), before.last_gate_check
+    if question is None or looked is None:
+        return ""
+    life = min(a.approval.expires for a in question.asked if a.lacking)
+    due = [i for i, part in enumerate(REMINDERS) if looked < question.asked_at + life * part <= entry.at]
+    if not due:
+        return ""
+    ago = span((entry.at - question.asked_at).total_seconds())
+    if due[-1] == len(REMINDERS) - 1:
+        return f"nobody has answered in time, asked {ago} ago; it holds until somebody does"
+    return f"{('reminder', 'last reminder')[due[-1]]}, asked {ago} ago"
+
+
+def _asks(before: Rollout, entry: Entry, after: Rollout) -> tuple[str, ...]:
+    """Groups that are lacking, where this row asks them."""
+    match entry.event:
+        case Decided(decision=Hold(why=Why.AWAITING_APPROVAL)) if before.state != after.state or _reminded(before, entry, after):
+            question = question_of(after, entry.at)
+            asked = () if question is None else question.asked
+            return tuple(dict.fromkeys(group for a in asked if a.lacking for group in a.approval.groups))
+        case _:
+            return ()
+
+
+def _by_itself(before: Rollout, entry: Entry) -> bool:
+    """Whether the controller acted or found something, and no person."""
+    match entry.event:
+        case Decided(source=source):
+            return source != "person"
+        case Applied():
+            moving = before.state
+            return isinstance(moving, Moving) and moving.decision.why not in (Why.BY_PERSON, Why.REJECTED)
+        case _:
+            return False
 
 
 def repeats(count: int, first: int) -> bool:

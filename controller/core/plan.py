@@ -383,7 +383,7 @@ class Plan:
         freezes: When nothing is raised.
         slack_channel: Where notices go; "" for the default.
         labels: Free text of the user's.
-        kept: Parts of the file that are validated but not acted on yet, as written.
+        kept: Parts of the file that no decision rests on, as written: ``budget``, ``notify.slack.digest``.
     """
 
     name: str

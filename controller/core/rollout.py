@@ -347,6 +347,10 @@ class Rollout:
         return isinstance(self.state, Promoted | RolledBack | Aborted)
 
     @property
+    def ended_at(self) -> datetime | None:
+        return self.state.at if isinstance(self.state, Promoted | RolledBack | Aborted) else None
+
+    @property
     def settled(self) -> Settled | None:
         """The settled state beneath pauses and moves; None once ended."""
         return settled_of(self.state)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -340,3 +341,23 @@ def test_cutting_never_leaves_half_an_escaped_character() -> None:
     assert cut(escape("a<b"), 4) == "a…"
     assert cut("abc", 3) == "abc"
     assert cut("abcd", 3) == "ab…"
+
+
+async def test_whoever_is_meant_is_called_in_the_thread_and_its_notification_and_never_by_an_edit(slack: SlackServer) -> None:
+    post = Post(slack, whom=lambda n: "<!subteam^S0ONCALL>" if n.on_call else "")
+    await post.tell(notice(1, Level.ALARM, on_call=True), notice(2))
+    first, second = post.replies()
+    assert shown(first).startswith("<!subteam^S0ONCALL> 🚨 *step 1*") and first.text.startswith("<!subteam^S0ONCALL> ")
+    assert "subteam" not in shown(second) + second.text
+    assert "subteam" not in "".join(shown(m) + m.text for m in post.parents())
+
+
+async def test_the_message_says_what_was_spent_and_when_the_next_gate_is(slack: SlackServer) -> None:
+    post = Post(slack, spent=lambda n: f"$1.50 by the candidate of {n.rollout_id} & co")
+    await post.tell(notice(1, next_look=datetime(2026, 5, 4, 9, 15, tzinfo=UTC)), notice(2))
+    [parent] = post.parents()
+    assert "*Spend*\n$1.50 by the candidate of chat-gpt-5-7f3a &amp; co" in shown(parent)
+    assert "Next gate" not in shown(parent), "the newest one has none"
+    blocks = parent_blocks(notice(1, next_look=datetime(2026, 5, 4, 9, 15, tzinfo=UTC)), {})
+    assert "*Next gate*\n<!date^1777886100^{date_short_pretty} {time}|2026-05-04 09:15 UTC>" in texts(blocks)
+    assert "*Spend*" not in "".join(texts(blocks))

@@ -133,3 +133,14 @@ def test_history_as_json_carries_the_evidence_of_every_row(cli: Cli, rollout_yam
     assert [r["kind"] for r in rows] == ["opened", "decided advance", "applied"]
     measured = rows[1]["event"]["observed"]["measurements"]
     assert measured[0][0] == "no-sev1" and "ALERTS" in measured[0][1]["evidence"][0]["query"]
+
+
+def test_the_digest_tells_of_rollouts_and_posts_what_is_due_once(cli: Cli, rollout_yaml: Path) -> None:
+    rollout_yaml.write_text(rollout_yaml.read_text() + 'notify: {slack: {channel: "#llm", digest: "00:00"}}\n')
+    start(cli, rollout_yaml)
+    shown = cli("digest")
+    assert shown.code == 0 and "1 under way" in shown.out and "• chat (gpt-4.1 to gpt-5): not started" in shown.out
+    [row] = map(json.loads, cli("digest", "-o", "jsonl").out.splitlines())
+    assert row["standing"] == "1 under way"
+    posted = cli("digest", "--post")
+    assert (posted.code, posted.out, posted.err.strip()) == (0, "", "no digest is due"), "it began after its time of today"

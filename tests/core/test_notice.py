@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 from controller.adapters.memory import Behaviour, MemoryAudit, MemoryFlags, MemoryMetrics
 from controller.codec import plan_digest
-from controller.commands import start
+from controller.commands import roll_back, start
 from controller.core.measurement import Counts, Sampled
 from controller.core.notice import Level, Notice, account_of
 from controller.core.plan import GateMode, Mode, Phase, Plan, Policy, RateLimit, Silence
@@ -101,3 +101,23 @@ def test_a_gate_in_dry_run_is_recorded_and_told_to_nobody() -> None:
     last = story.audit.rows[story.id][-1].event
     assert isinstance(last, Decided)
     assert {r.gate: r.verdict.value for r in last.observed.results}["timeouts"] == "breach"
+
+
+def test_a_rollback_by_itself_calls_whoever_is_on_call_and_one_by_a_person_does_not() -> None:
+    story = Story()
+    story.behaves(error_ratio=0.4)
+    for _ in range(4):
+        story.look(timedelta(seconds=15), may_raise=False)
+    assert (story.told[-1].on_call, story.told[-1].next_look) == (True, None)
+    assert [n.on_call for n in story.told if n.level is not Level.ALARM] == [False] * (len(story.told) - 1)
+
+    other = Story()
+    roll_back(other.id, other.ports, actor="rita", reason="enough")
+    assert (other.told[-1].level, other.told[-1].on_call) == (Level.ALARM, False)
+
+
+def test_a_notice_says_when_the_next_gate_check_is_due() -> None:
+    story = Story()
+    story.behaves(error_ratio=0.001)
+    story.look(timedelta(minutes=15))
+    assert story.told[-1].next_look == story.now + timedelta(minutes=15)

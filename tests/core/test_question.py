@@ -9,7 +9,7 @@ from controller.core.converge import InStep, Killed
 from controller.core.decide import decide
 from controller.core.decision import Advance, Hold, Promote, RollBack, Weights, Why
 from controller.core.gates import GateResult, Verdict
-from controller.core.notice import Level, notice_of
+from controller.core.notice import Level, Notice, notice_of
 from controller.core.plan import FreezeSpan, Plan
 from controller.core.question import OVERRIDE_LASTS, override_in_force, question_of, step_digest
 from controller.core.rollout import (
@@ -182,3 +182,37 @@ def test_break_glass_ends_with_the_step_with_a_pause_and_after_an_hour() -> None
 def test_break_glass_for_another_step_than_the_next_is_refused_in_the_log() -> None:
     with pytest.raises(LogError, match="does not come next"):
         step(rollout(), row(rollout(), broken(Check.BAKE, entering=2)))
+
+
+def looked(hours: float, before: float, *, count: int = 1) -> Notice:
+    """The notice of a gate check so long after a question of 48 hours was asked, the last one having been `before` hours after it."""
+    asked = replace(rollout(waiting(), with_approval(count=count)), last_gate_check=BEGAN + timedelta(hours=before))
+    entry = replace(row(asked, held(Why.AWAITING_APPROVAL), "gate-check"), at=BEGAN + timedelta(hours=hours))
+    return notice_of(asked, step(asked, entry), entry)
+
+
+@pytest.mark.parametrize(
+    ("hours", "before", "said"),
+    [
+        (24.0, 23.75, "reminder, asked 24 h ago: because"),
+        (43.25, 43.0, "last reminder, asked 43 h ago: because"),
+        (48.0, 47.75, "nobody has answered in time, asked 2 d ago; it holds until somebody does: because"),
+        (50.0, 1.0, "nobody has answered in time, asked 2 d ago; it holds until somebody does: because"),
+    ],
+)
+def test_people_are_reminded_at_half_the_time_at_nine_tenths_and_at_its_end(hours: float, before: float, said: str) -> None:
+    told = looked(hours, before)
+    assert (told.level, told.text, told.asks, told.on_call) == (Level.ALARM, said, ("managers",), False)
+
+
+@pytest.mark.parametrize(("hours", "before"), [(23.75, 23.5), (24.25, 24.0), (47.75, 47.5), (48.25, 48.0)])
+def test_between_the_reminders_nobody_is_asked_again(hours: float, before: float) -> None:
+    told = looked(hours, before)
+    assert (told.level, told.asks) == (Level.INFO, ())
+
+
+def test_a_new_question_calls_the_groups_that_are_asked_and_not_whoever_is_on_call() -> None:
+    baking = rollout(plan=with_approval())
+    entry = row(baking, held(Why.AWAITING_APPROVAL), "gate-check")
+    told = notice_of(baking, step(baking, entry), entry)
+    assert (told.level, told.asks, told.on_call) == (Level.ALARM, ("managers",), False)

@@ -127,6 +127,8 @@ def test_comparisons_end_where_no_baseline_is_left_and_silence_does_not() -> Non
         ("kind: Rollout", "kind: Rolout", "Rolout", "Rollout"),
         ("bake: 1h}\n  - {name: canary", "bake: 3000000d}\n  - {name: canary", "3000000d", "longer than a rollout can last"),
         ("every: 15m", "every: 400d", "400d", "longer than a rollout can last"),
+        ("kind: Rollout", "kind: Rollout\nnotify: {slack: {digest: 9 o'clock}}", "9 o'clock", "not a time of day"),
+        ("kind: Rollout", "kind: Rollout\nnotify: {slack: {digest: 09:00 Mars/Olympus}}", "09:00 Mars", "not a time zone"),
     ],
 )
 def test_a_mistake_is_told_with_its_line_and_column(old: str, new: str, points_at: str, says: str) -> None:

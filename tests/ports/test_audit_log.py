@@ -155,6 +155,17 @@ def test_a_row_without_a_notice_leaves_nothing_in_the_outbox(world: World) -> No
     assert world.audit.due(10) == []
 
 
+def test_an_announcement_comes_once_and_hinders_none_of_another_subject(world: World) -> None:
+    for subject in ("digest:a", "digest:b", "digest:a"):
+        world.audit.announce(notice(subject, 1))
+    world.audit.announce(notice("digest:a", -1))
+    assert sorted((x.notice.rollout_id, x.notice.seq) for x in drain(world)) == [
+        ("digest:a", -1),
+        ("digest:a", 1),
+        ("digest:b", 1),
+    ]
+
+
 def test_no_more_letters_are_handed_out_than_asked_for(world: World) -> None:
     for number in range(3):
         world.audit.append(opened(f"r{number}", f"flag-{number}"), notice(f"r{number}", 1))

@@ -8,6 +8,7 @@ rule: of each rollout only the oldest waiting letter is handed out, so that peop
 import json
 from collections.abc import Sequence
 from datetime import timedelta
+from hashlib import sha256
 
 import structlog
 from sqlalchemy import Engine, and_, func, literal, not_, select, update
@@ -27,7 +28,9 @@ BACKOFF_S = (2.0, 300.0)
 """First and longest pause after a failure; doubled by each failure in a row."""
 
 ANNOUNCED = -(2**62)
-"""Ids of letters that belong to no row begin here; those of rows are the rows' own."""
+"""Ids of letters that belong to no row begin here, in a stretch for each subject; those of rows are the rows' own, above 0."""
+
+STRETCH, SUBJECTS = 2**33, 2**28
 
 _ERROR_CHARS = 500
 
@@ -86,7 +89,13 @@ class PostgresOutbox:
     def announce(self, notice: Notice) -> None:
         letter = json.dumps(notice_to_json(notice), separators=(",", ":"), sort_keys=True, allow_nan=False)
         now = func.clock_timestamp()
-        values = {"id": ANNOUNCED + notice.seq, "rollout_id": notice.rollout_id, "seq": notice.seq, "notice": letter}
+        subject = int.from_bytes(sha256(notice.rollout_id.encode()).digest()[:8]) % SUBJECTS
+        values = {
+            "id": ANNOUNCED + subject * STRETCH + notice.seq,
+            "rollout_id": notice.rollout_id,
+            "seq": notice.seq,
+            "notice": letter,
+        }
         with translated(AuditUnavailable, f"announcing {notice.rollout_id}/{notice.seq}"), self._engine.begin() as connection:
             connection.execute(insert(outbox).values(**values, created_at=now, due_at=now).on_conflict_do_nothing())
 

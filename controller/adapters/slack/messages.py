@@ -2,11 +2,12 @@
 What a notice looks like in Slack: Block Kit within Slack's limits, and the same in plain text.
 
 It stands between a notice and the Web API, and does no I/O. Its one rule: text that is not ours is escaped and cut before it goes in, so
-that no rollout, gate or error text can mention people, make links or break the message.
+that no rollout, gate or error text can mention people, make links or break the message. Who is called comes from people.yaml alone.
 """
 
 import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -30,7 +31,7 @@ _LEVELS = {Level.INFO: "", Level.NEWS: "", Level.ALARM: "🚨"}
 Block = dict[str, Any]
 
 
-def parent_blocks(notice: Notice, links: Mapping[str, str], note: str = "") -> list[Block]:
+def parent_blocks(notice: Notice, links: Mapping[str, str], note: str = "", spent: str = "") -> list[Block]:
     """
     The message of a rollout as it stands.
 
@@ -38,8 +39,13 @@ def parent_blocks(notice: Notice, links: Mapping[str, str], note: str = "") -> l
         notice: The newest one.
         links: Label to address, with ``{rollout_id}`` for the rollout's.
         note: One more line below, for example why it stands in this channel.
+        spent: What it has cost so far, in words; "" where nobody says.
     """
     fields = [f"*Environment*\n{escape(notice.environment) or '-'}", f"*Exposure*\n{exposure(notice)}"]
+    if spent:
+        fields.append(f"*Spend*\n{escape(spent)}")
+    if notice.next_look is not None:
+        fields.append(f"*Next gate*\n{moment(notice.next_look)}")
     if notice.lines:
         fields.append(f"*Worst gate*\n{_line(notice.lines[0])}")
     blocks: list[Block] = [
@@ -56,9 +62,15 @@ def parent_blocks(notice: Notice, links: Mapping[str, str], note: str = "") -> l
     return blocks
 
 
-def reply_blocks(notice: Notice) -> list[Block]:
-    """What happened, with every gate, for the thread."""
-    blocks = [_section(f"{_icon(notice)}*{escape(notice.text)}*")]
+def reply_blocks(notice: Notice, whom: str = "") -> list[Block]:
+    """
+    What happened, with every gate, for the thread.
+
+    Args:
+        notice: Which.
+        whom: Markup that calls people (`mentions`); "" for nobody.
+    """
+    blocks = [_section(f"{_calling(whom)}{_icon(notice)}*{escape(notice.text)}*")]
     if notice.lines:
         blocks.append(_section("\n".join(_line(line) for line in notice.lines)))
     exposed = f" · exposure {exposure(notice)}" if notice.phases else ""
@@ -66,11 +78,11 @@ def reply_blocks(notice: Notice) -> list[Block]:
     return blocks
 
 
-def plain(notice: Notice) -> str:
+def plain(notice: Notice, whom: str = "") -> str:
     """The notice in one short text: for notifications, screen readers, and when Slack does not take the blocks."""
     worst = f" ({notice.lines[0].gate}: {notice.lines[0].text})" if notice.lines else ""
     text = f"{notice.title} [{notice.environment}]: {notice.text}{worst}; {notice.standing}; {notice.ask or f'penstock why {notice.rollout_id}'}"
-    return cut(_icon(notice) + escape(text), TEXT_MAX)
+    return cut(_calling(whom) + _icon(notice) + escape(text), TEXT_MAX)
 
 
 def metadata(notice: Notice, part: str) -> dict[str, Any]:
@@ -105,6 +117,11 @@ def exposure(notice: Notice) -> str:
     return "not measured" if notice.exposure is None else f"{notice.exposure:,.0f} requests"
 
 
+def moment(at: datetime) -> str:
+    """A time as Slack shows it, by each reader's own clock (docs.slack.dev/messaging/formatting-message-text)."""
+    return f"<!date^{int(at.timestamp())}^{{date_short_pretty}} {{time}}|{at:%Y-%m-%d %H:%M} UTC>"
+
+
 def escape(text: str) -> str:
     """The three characters that mean something to Slack (docs.slack.dev/messaging/formatting-message-text)."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -121,8 +138,12 @@ def _line(line: Line) -> str:
     return f"{_VERDICTS[line.verdict]} *{escape(line.gate)}* {line.verdict.value}: {escape(line.text)}"
 
 
+def _calling(whom: str) -> str:
+    return f"{whom} " if whom else ""
+
+
 def _icon(notice: Notice) -> str:
-    icon = _ENDS.get(notice.ended) or _LEVELS[notice.level]
+    icon = _ENDS.get(notice.ended) or ("🔔" if notice.asks else _LEVELS[notice.level])
     return f"{icon} " if icon else ""
 
 

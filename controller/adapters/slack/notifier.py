@@ -40,6 +40,10 @@ PAGES_MAX = 10
 """Pages that are read to find a message: the latest 2,000 of a channel or a thread."""
 
 
+def _unsaid(_: Notice) -> str:
+    return ""
+
+
 class SlackNotifier:
     """
     Implements `controller.ports.Notifier`.
@@ -53,6 +57,8 @@ class SlackNotifier:
         timeout_s: For each call of the Web API.
         page: Address of the console, for a button that opens a rollout's page; "" for none.
         clickable: Somebody listens to buttons.
+        whom: Markup that calls the people whom a notice is meant for (`mentions`); "" for nobody.
+        spent: What the notice's rollout has cost so far, in words; "" where nobody says. Neither of the two may raise.
     """
 
     def __init__(
@@ -66,6 +72,8 @@ class SlackNotifier:
         timeout_s: int = 10,
         page: str = "",
         clickable: bool = False,
+        whom: Callable[[Notice], str] = _unsaid,
+        spent: Callable[[Notice], str] = _unsaid,
     ) -> None:
         # The library logs failures that are told to the outbox as well, and the text of messages at debug level.
         silent = logging.Logger("penstock.slack", level=logging.CRITICAL + 1)
@@ -74,6 +82,7 @@ class SlackNotifier:
         self._threads = threads
         self._links = dict(links or {})
         self._page, self._clickable = page, clickable
+        self._whom, self._spent = whom, spent
         self._ids: dict[str, str] = {}
 
     def deliver(self, letter: Letter) -> None:
@@ -170,7 +179,7 @@ class SlackNotifier:
             return
 
     def _parent(self, notice: Notice, note: str) -> list[dict[str, Any]]:
-        blocks = parent_blocks(notice, self._links, note)
+        blocks = parent_blocks(notice, self._links, note, self._spent(notice) if notice.phases else "")
         return blocks + buttons(notice, self._page) if self._clickable else blocks
 
     # --- its thread -------------------------------------------------------------------------------------------------------------
@@ -181,12 +190,14 @@ class SlackNotifier:
         channel, ts = thread
         if self._find(notice, "reply", self._web.conversations_replies, channel=channel, ts=ts) is not None:
             return
+        whom = self._whom(notice)
         self._send(
             "chat.postMessage",
             self._web.chat_postMessage,
-            reply_blocks(notice),
+            reply_blocks(notice, whom),
             notice,
             "reply",
+            whom,
             channel=channel,
             thread_ts=ts,
             reply_broadcast=notice.level is Level.ALARM,
@@ -195,10 +206,17 @@ class SlackNotifier:
     # --- calls ------------------------------------------------------------------------------------------------------------------
 
     def _send(
-        self, method: str, call: Callable[..., Any], blocks: list[dict[str, Any]], notice: Notice, part: str, **where: Any
+        self,
+        method: str,
+        call: Callable[..., Any],
+        blocks: list[dict[str, Any]],
+        notice: Notice,
+        part: str,
+        whom: str = "",
+        **where: Any,
     ) -> Any:
         """Post or edit; a second time as plain text when Slack does not take the blocks."""
-        what = {"text": plain(notice), "metadata": metadata(notice, part), **where}
+        what = {"text": plain(notice, whom), "metadata": metadata(notice, part), **where}
         if method == "chat.postMessage":
             what |= {"unfurl_links": False, "unfurl_media": False}
         try:

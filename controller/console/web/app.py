@@ -42,10 +42,10 @@ from controller.console.web import charts, views
 from controller.console.web.live import Full, Live
 from controller.console.web.login import Keeper, Who, check_form, cookie_name, form_token, set_cookie
 from controller.core.measurement import Evidence
-from controller.core.notice import account_of, standing
+from controller.core.notice import account_of, next_look, standing
 from controller.core.people import RIGHTS, NotAllowed, Right, Role, require
 from controller.core.question import question_of, step_digest
-from controller.core.rollout import Aborted, Check, Decided, Entry, Promoted, RolledBack
+from controller.core.rollout import Check, Decided, Entry
 from controller.forecast.calendar import calendar
 from controller.ports import FlagHeld, PortError, UnknownRollout
 from controller.settings import SettingsError
@@ -393,7 +393,7 @@ class _Console:
             steps=views.phase_steps(rollout, entries),
             phase=None if phase is None else rollout.plan.phases[phase],
             upcoming=describe.upcoming(rollout, now),
-            next_look=describe.next_look(rollout, last, now),
+            next_look=next_look(rollout, last, now),
             frozen=describe.frozen_row(rollout, now),
             freezes=[] if rollout.ended else describe.freeze_rows(rollout.plan, now, now + describe.FREEZES_AHEAD),
             question=question_of(rollout, now),
@@ -447,8 +447,7 @@ class _Console:
     def _spend(self, visit: Visit) -> Response:
         """Apart from the rollout's page, which must not wait for Prometheus."""
         rollout, _ = self._board.rollout(_id(visit))
-        state = rollout.state
-        end = state.at if isinstance(state, Promoted | RolledBack | Aborted) else self._ports.audit.now()
+        end = rollout.ended_at or self._ports.audit.now()
         spent, problem = None, ""
         try:
             spent = spent_on(self._parts.settings, rollout.plan, rollout.opened_at, end)

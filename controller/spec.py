@@ -2,7 +2,7 @@
 ``rollout.yaml``: what a person writes, and how it becomes a plan.
 
 It is also the form that Prefect draws and the body that the API takes. Its one rule: what it accepts can run; everything that
-contradicts itself is refused here, with its place in the file. Parts whose feature comes later (`budget`, `digest`)
+contradicts itself is refused here, with its place in the file. Parts whose feature comes later (`budget`)
 are validated and kept; `kept_for_later` names those a file sets.
 """
 
@@ -624,6 +624,10 @@ class RolloutSpec(_Spec):
         """The parts that this release validates and keeps but does not act on, as they go into the audit log."""
         return {} if self.budget is None else {"budget": self.budget.model_dump(mode="json", exclude_none=True)}
 
+    def written(self) -> dict[str, Any]:
+        """As a file would say it, with every default written out that is not simply nothing; `parse` reads the same spec from it."""
+        return _written(self, self.model_dump(mode="json", by_alias=True))
+
     def _odd_limits(self) -> Iterator[tuple[Loc, str]]:
         """Gates that could never pass: limits between two bucket edges, and a lower quantile's limit that a higher one forbids."""
         for i, slo in enumerate(self.slos):
@@ -648,6 +652,20 @@ class RolloutSpec(_Spec):
                         f"of the same requests below {other.max}: the limits contradict each other"
                     )
                     yield ("slos", i, "max"), text
+
+
+def _written(spec: BaseModel, dumped: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, field in type(spec).model_fields.items():
+        key, value = field.serialization_alias or field.alias or name, getattr(spec, name)
+        if value == field.get_default(call_default_factory=True) and value in (None, {}, [], ()):
+            continue
+        found[key] = dumped[key]
+        if isinstance(value, BaseModel):
+            found[key] = _written(value, dumped[key])
+        elif isinstance(value, list):
+            found[key] = [_written(v, d) if isinstance(v, BaseModel) else d for v, d in zip(value, dumped[key], strict=True)]
+    return found
 
 
 def read(path: Path) -> RolloutSpec:

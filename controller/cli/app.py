@@ -48,6 +48,8 @@ _COMMANDS = {
         "controller.cli.planning:plan",
         "What a rollout.yaml can prove and catch on today's traffic, how long it takes, what to change.",
     ),
+    "render": ("controller.cli.plans:render", "A rollout.yaml with every default written out."),
+    "diff": ("controller.cli.plans:diff", "What differs between two plans: files, or rollouts."),
     "simulate": (
         "controller.cli.planning:simulate",
         "Whole rollouts of a rollout.yaml on invented traffic: good candidates and bad ones.",
@@ -60,6 +62,7 @@ _COMMANDS = {
     "serve": ("controller.cli.run:serve", "The HTTP door: flags for routers at /flags/v1, health."),
     "router": ("controller.cli.run:router", "The model router, the data plane."),
     "migrate": ("controller.cli.checks:migrate", "Bring the database to this release's schema."),
+    "completion": ("controller.cli.plans:completion", "A script that completes commands and options in bash, zsh or fish."),
     "doctor": ("controller.cli.checks:doctor", "Try every connection and say what is wrong and where."),
 }
 for _name, (_path, _help) in _COMMANDS.items():

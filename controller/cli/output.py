@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _SECONDS = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d+(?=Z$)")
 """Times in tables are read by people, to the second; JSON keeps the microseconds."""
@@ -69,7 +70,8 @@ def print_rows(
             column.replace("_", " "), overflow="fold", no_wrap=column in ("rollout_id", "gate", "key", "opened_at", "at")
         )
     for row in rows:
-        table.add_row(*(_text(row.get(c)) for c in columns))
+        # Text and no markup: what stands in brackets is somebody's words.
+        table.add_row(*(Text(_text(row.get(c))) for c in columns))
     console.print(table)
 
 

@@ -14,10 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.cli.output import Format, console, print_json, print_object, print_rows
+from controller.compare import differences
 from controller.core.freeze import Window
 from controller.core.gates import Verdict as Verdicts
 from controller.core.gates import pct, seconds
-from controller.core.plan import Mode, Plan
+from controller.core.plan import Gate, Mode, Plan, QuantileIncrease, QuantileLimit
+from controller.core.rollout import Rollout
+from controller.core.traffic import question_of
 from controller.describe import gate_row, stamp
 from controller.forecast.backtest import Backtest, PhaseRun
 from controller.forecast.baseline import Amounts, Baseline, Durations, Rate
@@ -30,10 +33,35 @@ from specfile import format_duration
 # --- plan -----------------------------------------------------------------------------------------------------------------------
 
 
-def show_outlook(plan: Plan, baseline: Baseline, found: Outlook, begin: datetime, output: Format) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """
+    What else a plan is looked at with.
+
+    Args:
+        queries: PromQL by arm, by gate.
+        shown: They are wanted on a terminal.
+        before: The last rollout of the flag.
+    """
+
+    queries: Mapping[str, Mapping[str, str]]
+    shown: bool
+    before: Rollout | None
+
+
+def show_outlook(plan: Plan, baseline: Baseline, found: Outlook, begin: datetime, asked: Asked, output: Format) -> None:
     dates = Dates.of(plan, found, begin)
+    today = {gate.name: value for gate in plan.gates if (value := _today(gate, baseline)) is not None}
+    changes = () if asked.before is None else differences(asked.before.plan, plan)
     if output != "table":
-        print_object(_outlook_json(plan, baseline, found, dates), output)
+        queries = [
+            {"gate": name, "today": today.get(name, (None, ""))[0], "queries": dict(q)} for name, q in asked.queries.items()
+        ]
+        changed = {
+            "last_rollout": None if asked.before is None else asked.before.id,
+            "changes": [{"what": d.path, "was": d.before, "is": d.after} for d in changes],
+        }
+        print_object(_outlook_json(plan, baseline, found, dates) | {"queries": queries} | changed, output)
         return
     _line(_answer(plan, found), style="bold")
     _line(f"{_whose(plan)}, {_traffic(baseline)}")
@@ -51,11 +79,30 @@ def show_outlook(plan: Plan, baseline: Baseline, found: Outlook, begin: datetime
         f"Smallest regression that each gate catches while the phase lasts, about {SURE * 10:.0f} times out of 10 "
         "(users' requests it has answered by then):"
     )
-    _print(_catches_table(found))
+    _print(_catches_table(found, today))
     stops = [p for p in found.problems if p.stops]
     _list("Cannot work:", [f"{p.about}: {p.text}" for p in stops])
     _list("What would help:", [line for phase in found.phases if (line := _remedy(phase))])
     _list("Worth knowing:", [f"{p.about}: {p.text}" for p in found.problems if not p.stops] + _assumptions(plan, baseline))
+    if asked.before is not None:
+        said = [f"{d.path}: {d.before or 'nothing'} -> {d.after or 'nothing'}" for d in changes]
+        _list(f"Changed from {asked.before.id}:", said or ["nothing"])
+    if asked.shown:
+        _list("Queries:", [f"{name} ({arm}): {text}" for name, queries in asked.queries.items() for arm, text in queries.items()])
+
+
+def _today(gate: Gate, baseline: Baseline) -> tuple[float, str] | None:
+    """What the baseline's number of a gate is, and its unit; None where nobody knows."""
+    question = question_of(gate)
+    match None if question is None else baseline.parts.get(question.key):
+        case Rate(bad=bad):
+            return bad, "share"
+        case Durations(shape=shape) if isinstance(gate, QuantileLimit | QuantileIncrease):
+            return shape.quantile(gate.quantile), "seconds"
+        case Amounts(mean=mean) if baseline.source == "measured":
+            return mean, "amount"
+        case _:
+            return None
 
 
 def _answer(plan: Plan, found: Outlook) -> str:
@@ -96,13 +143,15 @@ def _phases_table(found: Outlook) -> Table:
     return table
 
 
-def _catches_table(found: Outlook) -> Table:
+def _catches_table(found: Outlook, today: Mapping[str, tuple[float, str]]) -> Table:
     names = list(dict.fromkeys(g.gate for p in found.phases for g in p.gates))
-    table = _table("gate", "limit", *(p.name for p in found.phases))
+    table = _table("gate", "limit", "baseline today", *(p.name for p in found.phases))
     for name in names:
         own = [next((g for g in p.gates if g.gate == name), None) for p in found.phases]
         limit = next(_amount(g.unit, g.limit, limit=True) for g in own if g is not None)
-        table.add_row(name, limit, *(_caught(g) for g in own))
+        value, unit = today.get(name, (None, ""))
+        now = "-" if value is None else f"{value:.3g}" if unit == "amount" else _amount(unit, value)
+        table.add_row(name, limit, now, *(_caught(g) for g in own))
     return table
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,9 +22,13 @@ from specfile import SpecError, parse_duration, parse_ratio
 
 if TYPE_CHECKING:
     from controller.core.plan import Plan
+    from controller.core.rollout import Rollout
     from controller.forecast.baseline import Baseline
 
 EXIT_USAGE = 2
+
+TODAY = timedelta(hours=6)
+"""How much of the past a query looks at that people paste."""
 
 
 class Usage(Exception):
@@ -66,14 +70,22 @@ class Traffic:
     cost_cv: float = 1.0
 
 
-def plan(file: Path, *, traffic: Traffic | None = None, output: Output = "table") -> int:
+def plan(
+    file: Path,
+    *,
+    traffic: Traffic | None = None,
+    promql: Annotated[bool, Parameter(negative="")] = False,
+    output: Output = "table",
+) -> int:
     """
-    What a plan can prove and catch on today's traffic, how long it takes, where it cannot work, and what would help.
+    What a plan can prove and catch on today's traffic, how long it takes, where it cannot work, and what would help; and what it changes from
+    the last rollout of its flag, where a log is at hand.
 
     Nothing is simulated: the times are computed from the formulas of the gates, for a candidate that is like the baseline.
 
     Args:
         file: The rollout.yaml.
+        promql: Also print each gate's number as a query to paste into Prometheus.
     """
 
     def answer() -> int:
@@ -86,7 +98,9 @@ def plan(file: Path, *, traffic: Traffic | None = None, output: Output = "table"
             found = outlook(wanted, baseline)
         except ValueError as exc:
             raise Usage(f"{file}: {exc}") from exc
-        planned.show_outlook(wanted, baseline, found, datetime.now(UTC), output)
+        now = datetime.now(UTC)
+        asked = planned.Asked(queries=_queries(wanted, now), shown=promql, before=_last_rollout(wanted))
+        planned.show_outlook(wanted, baseline, found, now, asked, output)
         return 0
 
     return _answered(answer)
@@ -215,6 +229,40 @@ def backtest(
         return 0
 
     return _answered(answer)
+
+
+def _queries(plan: "Plan", now: datetime) -> dict[str, dict[str, str]]:
+    """Each gate's queries by arm; what cannot be asked is said in their place."""
+    from controller.adapters.prometheus.profile import NotAskable, load_profile
+    from controller.adapters.prometheus.readable import queries
+
+    profile, found = load_profile(plan.profile), {}
+    for gate in plan.gates:
+        try:
+            asked = queries(plan, gate, profile, TODAY, now)
+        except NotAskable as exc:
+            asked = {"problem": str(exc)}
+        if asked:
+            found[gate.name] = asked
+    return found
+
+
+def _last_rollout(plan: "Plan") -> "Rollout | None":
+    """The last rollout of the flag; None where there is none, or no log to ask: a plan can be looked at anywhere."""
+    from controller.adapters.postgres.errors import DatabaseProblem
+    from controller.compare import last_of
+    from controller.ports import PortError
+    from controller.wiring import open_controller
+
+    settings = load()
+    if settings.database_url is None:
+        return None
+    try:
+        with open_controller(settings, reading=True) as opened:
+            return last_of(plan.flag, plan.environment, opened.ports)
+    except (PortError, DatabaseProblem) as exc:
+        errors.print(f"note: the last rollout of {plan.flag} is not known: {exc}", soft_wrap=True, markup=False)
+        return None
 
 
 def _answered(answer: Callable[[], int]) -> int:

@@ -13,16 +13,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from controller.adapters.prometheus import PrometheusSource, load_profile
-from controller.adapters.prometheus.profile import INDICATORS, ProfileError, parse_profile
+from controller.adapters.prometheus.profile import INDICATORS, NotAskable, ProfileError, parse_profile
+from controller.adapters.prometheus.readable import queries
 from controller.core.measurement import NoData, QueryFailed, Sampled
-from controller.core.plan import AtLeast, AtMost, Plan, Silence
-from controller.core.traffic import Kind, Question, TrafficRead, columns_of
+from controller.core.plan import AtLeast, AtMost, Gate, MeanIncrease, Plan, QuantileLimit, RateLimit, Silence
+from controller.core.traffic import Kind, Question, TrafficRead, columns_of, question_of
 from controller.ports import Scope, Unavailable
 from controller.spec import RolloutSpec
 from flagspec import RouteFlag, Variant
 from router.metrics import RouterMetrics
 from services.prometheus import PrometheusServer
 from tests.adapters.backfill import Samples, filled
+from tests.core.test_decide import PLAN as DECIDED
 
 T0 = datetime(2026, 5, 4, 12, 0, 0, tzinfo=UTC)
 SCRAPES = 42
@@ -545,3 +547,25 @@ class TestMissing:
     def test_a_prometheus_that_cannot_be_asked_is_said_so(self, server: PrometheusServer) -> None:
         with pytest.raises(Unavailable, match="HTTP status 404"):
             PrometheusSource(f"{server.url}/other").missing(plan(profile="litellm"), self.AT)
+
+
+@pytest.mark.parametrize("name", ["router", "otel-genai", "litellm", "envoy-ai-gateway"])
+def test_every_gate_of_a_profile_can_be_read_in_prometheus(name: str) -> None:
+    profile = load_profile(name)
+    gates: tuple[Gate, ...] = (
+        RateLimit(name="errors", indicator="error_ratio", limit=0.01),
+        RateLimit(name="available", indicator="availability", limit=0.01),
+        QuantileLimit(name="p95", indicator="latency", quantile=0.95, limit_s=3.0),
+        MeanIncrease(name="cost", indicator="cost_per_request", max_increase=0.1),
+        AtMost(name="quiet", indicator="firing_alerts", times=0, where={"severity": "sev1"}),
+    )
+    plan = replace(DECIDED, profile=name, gates=gates)
+    for gate in gates:
+        question = question_of(gate)
+        if question is not None and question.indicator in profile.missing:
+            with pytest.raises(NotAskable, match="has no"):
+                queries(plan, gate, profile, timedelta(hours=1), T0)
+            continue
+        found = queries(plan, gate, profile, timedelta(hours=1), T0)
+        assert set(found) == ({"candidate"} if question is None else {"candidate", "baseline"})
+        assert "$" not in "".join(found.values()) and ("[3600s]" in found["candidate"]) == (question is not None)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 
 from services.prometheus import PrometheusServer
@@ -225,6 +226,21 @@ def test_a_plan_reads_todays_traffic_of_the_baseline(recorded: Cli, file: Path) 
     found = json.loads(answer.out)
     assert found["traffic"]["source"] == "measured"
     assert found["traffic"]["rps"] == pytest.approx(18.0, rel=0.05)
+
+
+@pytest.mark.services
+def test_a_plans_queries_say_in_prometheus_what_the_baseline_does_today(
+    recorded: Cli, file: Path, recording: PrometheusServer
+) -> None:
+    found = {q["gate"]: q for q in json.loads(recorded("plan", file, "-o", "json").out)["queries"]}
+    assert set(found) == {"errors", "p95"}
+    for gate in found.values():
+        answer = httpx.get(f"{recording.url}/api/v1/query", params={"query": gate["queries"]["baseline"]}).json()
+        [series] = answer["data"]["result"]
+        assert float(series["value"][1]) == pytest.approx(gate["today"], rel=0.05)
+    shown = recorded("plan", file, "--promql")
+    assert "baseline today" in shown.out and found["p95"]["queries"]["candidate"] in shown.out
+    assert "Queries:" not in recorded("plan", file).out
 
 
 @pytest.mark.services

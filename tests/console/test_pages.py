@@ -249,7 +249,7 @@ def test_a_plan_shows_what_changed_since_the_last_one_of_its_flag(console: Site)
     audit.append(replace(new, event=replace(new.event, plan=plan)), None)  # type: ignore[type-var]
     page = words(console.browser("dana").get("/rollouts/chat-00000002/plan"))
     assert "Changed since chat-00000001" in page
-    assert "phases[canary].weight 1000 5000" in page
+    assert "phases[canary].weight 1% 5%" in page
 
 
 def test_the_audit_log_is_verified_and_exported_by_an_auditor_alone(console: Site) -> None:

@@ -29,8 +29,8 @@ from controller.adapters.prometheus.profile import (
     ProfileError,
     duration,
     load_profile,
-    where_text,
 )
+from controller.adapters.prometheus.readable import alerts, own_query
 from controller.core.ledger import BASELINE, CANDIDATE
 from controller.core.measurement import Counts, Evidence, Measurement, NoData, QueryFailed, Sampled
 from controller.core.plan import (
@@ -51,9 +51,6 @@ from controller.ports import Planned, Scope, Unavailable
 STALE_SCRAPES = 3
 STALE_MIN = timedelta(seconds=5)
 """An arm without a sample in the last three scrapes (and at least 5 s) is not fresh."""
-
-ALERTS = 'count(ALERTS{alertstate="firing"%s}) or vector(0)'
-"""Prometheus' own series. No firing alert is no series: 0, if Prometheus answers at all."""
 
 TOGETHER_MAX = 48 * 1024 * 1024
 """Bytes of the answers, as far as can be told, of the looks that are asked for together. A process holds two to three times as much while
@@ -229,14 +226,14 @@ class PrometheusSource:
     def _questions(self, gate: Gate, scope: Scope, window_ms: int) -> _Asked:
         match gate:
             case AtLeast(indicator="custom") | AtMost(indicator="custom"):
-                return _Asked(queries=(self._own_query(gate, scope, window_ms),), read=_one)
+                window = duration(window_ms) if window_ms else ""
+                return _Asked(queries=(own_query(gate, scope, self._profile(scope), window),), read=_one)
             case AtLeast():
                 profile = self._profile(scope)
                 asked = _of(profile.counted(profile.indicator(EVENT), replace(scope, arm=CANDIDATE), gate.where), CANDIDATE)
                 return _Asked(queries=(promql.happened(asked, window_ms),), read=lambda a: _occurrences(asked, a))
             case AtMost():
-                where = where_text(gate.where, frozenset({"alertstate"}))
-                return _Asked(queries=(ALERTS % (f",{where}" if where else ""),), read=_one)
+                return _Asked(queries=(alerts(gate),), read=_one)
             case Silence():
                 profile = self._profile(scope)
                 both = profile.counted(profile.requests(scope), scope, gate.where)
@@ -253,15 +250,6 @@ class PrometheusSource:
                 raise NotAskable(f"a {gate.kind} is judged from counted traffic, not from a measurement")
             case _:
                 assert_never(gate)
-
-    def _own_query(self, gate: AtLeast | AtMost, scope: Scope, window_ms: int) -> str:
-        """A query that a person wrote: it stands alone, and whatever it says is one number or nothing."""
-        text = gate.promql.get("value", "")
-        if not text or not text.isprintable():
-            raise NotAskable("promql.value: write one query, on one line")
-        if "$arm" in text:
-            text = text.replace("$arm", self._profile(scope).arms(scope)[CANDIDATE][0])
-        return text.replace("$window", duration(window_ms)) if window_ms else text
 
     def _recent_ms(self, scope: Scope, window_ms: int) -> int:
         """

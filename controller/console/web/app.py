@@ -34,6 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from controller import act, describe
 from controller.codec import event_to_json, plan_digest
 from controller.commands import CommandRefused, check_start
+from controller.compare import differences, last_of
 from controller.console.api.app import alone, exported, verified
 from controller.console.api.models import ROLLOUT_ID
 from controller.console.api.problems import Refused, refused
@@ -433,15 +434,15 @@ class _Console:
 
     def _plan_of(self, visit: Visit) -> Response:
         rollout, _ = self._board.rollout(_id(visit))
-        before = views.plan_before(self._board, self._ports, rollout)
-        after = views.plan_json(rollout)
+        plan = rollout.plan
+        before = last_of(plan.flag, plan.environment, self._ports, before=rollout.id)
         return self._show(
             visit,
             "plan_of.html",
             rollout=rollout,
             before=before,
-            changes=[] if before is None else views.differences(views.plan_json(before), after),
-            text=_indented(after),
+            changes=() if before is None else differences(before.plan, plan),
+            text=_indented(views.plan_json(rollout)),
         )
 
     def _spend(self, visit: Visit) -> Response:

@@ -7,7 +7,7 @@ last one; logs only grow, so what was replayed is kept.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +29,6 @@ from controller.core.rollout import (
     Entry,
     LogError,
     Moving,
-    Opened,
     Paused,
     Promoted,
     RolledBack,
@@ -403,45 +402,6 @@ def enforced(results: Sequence[GateResult]) -> list[GateResult]:
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------------------
-
-
-def plan_before(board: Board, ports: Ports, rollout: Rollout) -> Rollout | None:
-    """The rollout of the same flag before this one; None for none."""
-    ids = list(ports.index.known(KNOWN_MAX))
-    for rollout_id in ids[ids.index(rollout.id) + 1 :] if rollout.id in ids else []:
-        try:
-            first = ports.audit.entry(rollout_id, 1).event
-        except UnknownRollout:
-            continue
-        if isinstance(first, Opened) and (first.plan.flag, first.plan.environment) == (
-            rollout.plan.flag,
-            rollout.plan.environment,
-        ):
-            return board.rollout(rollout_id)[0]
-    return None
-
-
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Each value that differs: its path, and it in both plans ("" where it is not there)."""
-    one, two = dict(_flat(before, "")), dict(_flat(after, ""))
-    return [
-        (path, one.get(path, ""), two.get(path, ""))
-        for path in (*one, *(p for p in two if p not in one))
-        if one.get(path) != two.get(path)
-    ]
-
-
-def _flat(value: Any, path: str) -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        return [pair for key, inner in value.items() for pair in _flat(inner, f"{path}.{key}" if path else str(key))]
-    if isinstance(value, list):
-        # By name where its members have one: a gate that is put first is not a change of all gates.
-        return [
-            pair
-            for i, inner in enumerate(value)
-            for pair in _flat(inner, f"{path}[{inner['name'] if isinstance(inner, Mapping) and 'name' in inner else i}]")
-        ]
-    return [(path, "" if value is None else str(value))]
 
 
 def plan_json(rollout: Rollout) -> dict[str, Any]:

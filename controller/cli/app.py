@@ -27,6 +27,7 @@ _COMMANDS = {
     "get": ("controller.cli.rollouts:get", "Where a rollout stands; -w goes on watching."),
     "why": ("controller.cli.rollouts:why", "Why traffic moved, or did not: the sentence, the numbers, the queries."),
     "history": ("controller.cli.rollouts:history", "Every row of a rollout's audit log."),
+    "report": ("controller.cli.rollouts:report", "A rollout told whole, for a ticket or a post-mortem: Markdown, HTML or JSON."),
     "approve": ("controller.cli.acting:approve", "Say yes to the phase a rollout waits to enter."),
     "reject": ("controller.cli.acting:reject", "Say no to it: the rollout is paused and everybody is told."),
     "override": ("controller.cli.acting:override", "Break-glass: the next step without approval, freeze or bake."),

@@ -142,6 +142,49 @@ def list_(
     return 0
 
 
+def report(
+    rollout_id: Id,
+    *,
+    output: Annotated[str, Parameter(name=["--output", "-o"], help="markdown, html or json")] = "markdown",
+    out: Annotated[Path | None, Parameter(name="--out", help="Write it into this file; default: print it")] = None,
+) -> int:
+    """A rollout told whole, for a change ticket or a post-mortem: what happened when, why, on what numbers, and who said yes."""
+    from controller import report as whole
+    from controller.compare import last_of
+    from controller.ports import PortError
+    from controller.settings import SettingsError
+    from controller.wiring import spent_on
+
+    made = {
+        "markdown": whole.as_markdown,
+        "html": whole.as_html,
+        "json": whole.as_json,
+    }
+    if output not in made:
+        errors.print(f"penstock: -o {output}: write markdown, html or json", markup=False)
+        return 2
+    with log_opened() as ports:
+        name = resolve(ports, rollout_id)
+        entries = ports.audit.entries(name)
+        rollout, now = replay(entries), ports.audit.now()
+        before = last_of(rollout.plan.flag, rollout.plan.environment, ports, before=name)
+        try:
+            spent = spent_on(load(), rollout.plan, rollout.opened_at, rollout.ended_at or now)
+        except (PortError, SettingsError):
+            spent = None
+    text = made[output](whole.report(rollout, entries, now, before=before, spent=spent))
+    if out is None:
+        sys.stdout.write(text)
+        return 0
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        errors.print(f"penstock: {out}: {exc.strerror}", soft_wrap=True, markup=False)
+        return 1
+    errors.print(f"written: {out}", soft_wrap=True, markup=False)
+    return 0
+
+
 def digest(
     *,
     post: Annotated[bool, Parameter(negative="", help="Send those that are due, each once a day, as the schedule does")] = False,

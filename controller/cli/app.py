@@ -22,6 +22,7 @@ app = App(
 _COMMANDS = {
     "up": ("controller.cli.run:up", "Start everything on this machine: Postgres, Prometheus, Prefect, console, guard."),
     "demo": ("controller.cli.run:demo", "Watch rollouts end to end: a good candidate, a slow one, a failing one, a silent one."),
+    "init": ("controller.cli.init:init", "Write a first rollout.yaml from what Prometheus has of today's traffic."),
     "start": ("controller.cli.rollouts:start", "Start a rollout from a rollout.yaml."),
     "list": ("controller.cli.rollouts:list_", "Rollouts, newest first."),
     "get": ("controller.cli.rollouts:get", "Where a rollout stands; -w goes on watching."),

@@ -20,6 +20,7 @@ One request passes in this direction, and nothing calls back:
     connections  to the providers, kept open between calls
     booking      the books of each attempt
     budget       what an environment may spend in a day
+    shared, workers  several processes: what they count together, and who starts and watches them
     exchange, tracing, conventions, collector  who watches: overhead, spans, their names, and where they go
     redact       what looks like somebody's, taken out of logs and error texts
     request, outcome, sse, usage, errors, metrics, flags, config, logs: what these stand on

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+WORKERS_MAX = 64
+
 
 def main(argv: list[str] | None = None) -> int:
     """
@@ -13,11 +15,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="penstock router", description="OpenAI-compatible model router that obeys flags.")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the router.yaml")
     parser.add_argument("--listen", type=_address, metavar="HOST:PORT", help="in place of the file's")
+    parser.add_argument("--workers", type=_count, default=1, metavar="N", help="processes that serve (default 1)")
+    parser.add_argument("--place", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     # After the arguments: nearly all the start-up time is this import, and --help need not wait for it.
     from router.server import run
+    from router.workers import Place
 
-    return run(args.config, listen=args.listen)
+    place = None if args.place is None else Place.read(args.place)
+    return run(args.config, listen=args.listen, workers=args.workers, place=place)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= WORKERS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes, 1 to {WORKERS_MAX}")
+    return int(text)
 
 
 def _address(text: str) -> str:

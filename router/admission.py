@@ -20,6 +20,7 @@ from router.limits import Line, Meter
 from router.logs import get_logger
 from router.metrics import RouterMetrics
 from router.outcome import Failed
+from router.shared import Alone, Store
 
 log = get_logger()
 
@@ -75,17 +76,17 @@ class Permit:
 class Gate:
     """What stands before one model."""
 
-    def __init__(self, model: config.Model, metrics: RouterMetrics, clock: Callable[[], float]) -> None:
+    def __init__(self, model: config.Model, metrics: RouterMetrics, clock: Callable[[], float], store: Store) -> None:
         self._model = model.name
         self._clock = clock
-        self._breaker = None if model.breaker is None else Breaker(model.breaker)
+        self._breaker = None if model.breaker is None else Breaker(model.breaker, store)
         self._series = metrics.breaker(model.name, self.state)
         self._limited = metrics.limited(model.name, lambda: 0 if self._line is None else self._line.length)
         self._meter: Meter | None = None
         self._line: Line | None = None
         self._max_wait_s = 0.0
         if model.limits is not None:
-            self._meter = Meter(model.limits)
+            self._meter = Meter(model.limits, store)
             self._line = Line(self._meter, model.limits.queue, clock)
             self._max_wait_s = model.limits.max_wait.total_seconds()
 
@@ -113,10 +114,8 @@ class Gate:
         """A copy takes only what is free at once, and leaves half of each limit to users."""
         if self._meter is None or self._line is None:
             return Permit(self, None, tokens)
-        now = self._clock()
-        if self._line.length or self._meter.wait_s(tokens, now, keep=0.5)[0] > 0:
+        if self._line.length or self._meter.try_begin(tokens, self._clock(), keep=0.5) > 0:
             return None
-        self._meter.begin(tokens, now)
         return Permit(self, None, tokens)
 
     def leave(self, reserved: int, used: int | None) -> None:
@@ -164,10 +163,14 @@ class Admission:
 
     Args:
         clock: Seconds, never backwards.
+        store: Who else asks these models.
     """
 
-    def __init__(self, spec: RouterConfig, metrics: RouterMetrics, clock: Callable[[], float] = time.monotonic) -> None:
-        self._gates = {model.name: Gate(model, metrics, clock) for model in spec.models}
+    def __init__(
+        self, spec: RouterConfig, metrics: RouterMetrics, clock: Callable[[], float] = time.monotonic, store: Store | None = None
+    ) -> None:
+        store = store or Alone()
+        self._gates = {model.name: Gate(model, metrics, clock, store) for model in spec.models}
 
     def closed(self, model: str) -> bool:
         """Whether its breaker lets everybody through."""

@@ -22,6 +22,7 @@ from router.logs import get_logger
 from router.metrics import ArmSeries, FallbackReason, RouterMetrics
 from router.outcome import Failed, Outcome
 from router.selection import Arm
+from router.shared import Store
 from router.usage import Rates, Tokens, estimated
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Ledger:
         metrics: RouterMetrics,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        store: Store | None = None,
     ) -> None:
         self.metrics = metrics
         self.clock = clock
@@ -89,10 +91,10 @@ class Ledger:
         self.log_requests = config.log_requests
         self.rates = {m.name: Rates.of(m.price) for m in config.models if m.price is not None}
         self.now = now
-        self.budget = Budget(config.budgets, config.environment, self.rates)
+        self.budget = Budget(config.budgets, config.environment, self.rates, store)
         if self.budget.limit_usd is not None:
             metrics.budget(self.budget.limit_usd, lambda: self.budget.spent_usd(now()))
-        self.copies = Allowance(config.shadow.budget)
+        self.copies = Allowance(config.shadow.budget, store)
         for (window, unit), limit in self.copies.limits.items():
             metrics.shadow_budget(window, unit, limit, lambda w=window, u=unit: self.copies.used(w, u, now()))  # type: ignore[misc]
         self.providers = {m.name: m.provider for m in config.models}

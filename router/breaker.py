@@ -19,6 +19,7 @@ from typing import Literal
 
 from router import config
 from router.outcome import CLIENT_FAULTS, Failed
+from router.shared import Alone, Store
 
 State = Literal["closed", "open", "half_open"]
 Verdict = Literal["good", "bad", "unclear"]
@@ -44,88 +45,173 @@ class Ticket:
     lease: float | None
 
 
-class Breaker:
-    """Times are seconds of any clock that does not run backwards."""
+class Window:
+    """How many answers there were lately and how many bad ones, by ticks; in this process alone."""
 
-    __slots__ = ("_bad", "_episode", "_lease", "_open_until", "_spec", "_ticks", "_total", "_window_ticks")
+    __slots__ = ("_length", "_ticks", "bad", "total")
 
-    def __init__(self, spec: config.Breaker) -> None:
-        self._spec = spec
-        self._window_ticks = ceil(spec.window.total_seconds() * TICKS_PER_S)
+    def __init__(self, length: int) -> None:
+        self._length = length
         self._ticks: deque[list[int]] = deque()  # [tick, answers, bad ones], oldest first
-        self._total = self._bad = 0
-        self._episode = 0
-        self._open_until: float | None = None
-        self._lease = 0.0
+        self.total = self.bad = 0
+
+    def add(self, bad: bool, tick: int) -> None:
+        if not self._ticks or self._ticks[-1][0] != tick:
+            self._ticks.append([tick, 0, 0])
+        entry = self._ticks[-1]
+        entry[1] += 1
+        entry[2] += bad
+        self.total += 1
+        self.bad += bad
+
+    def forget(self, tick: int) -> None:
+        """What is older than the window that ends with this tick."""
+        while self._ticks and self._ticks[0][0] <= tick - self._length:
+            _, total, bad = self._ticks.popleft()
+            self.total -= total
+            self.bad -= bad
+
+    def clear(self) -> None:
+        self._ticks.clear()
+        self.total = self.bad = 0
+
+
+class SharedWindow:
+    """As `Window`, of all workers: a ring with a place for each tick. The store's lock is the caller's to hold."""
+
+    __slots__ = ("_all", "_bad", "_cells", "_length", "_none")
+
+    def __init__(self, length: int, store: Store) -> None:
+        answers, bad = store.counts(length), store.counts(length)
+        assert answers is not None and bad is not None, "of several workers"
+        self._length, self._all, self._bad = length, answers, bad
+        self._cells = store.cells(3)  # answers, bad ones, the oldest tick that counts
+        self._none = memoryview(bytes(4 * length)).cast("I")
+
+    @property
+    def total(self) -> int:
+        return int(self._cells[0])
+
+    @property
+    def bad(self) -> int:
+        return int(self._cells[1])
+
+    def add(self, bad: bool, tick: int) -> None:
+        self.forget(tick)
+        place = tick % self._length
+        self._all[place] += 1
+        self._cells[0] += 1
+        if bad:
+            self._bad[place] += 1
+            self._cells[1] += 1
+
+    def forget(self, tick: int) -> None:
+        oldest, keep = int(self._cells[2]), tick - self._length + 1
+        if keep <= oldest:
+            return
+        self._cells[2] = keep
+        if self._cells[0]:
+            count = min(keep - oldest, self._length)
+            begin = oldest % self._length
+            self._drop(begin, min(begin + count, self._length))
+            self._drop(0, begin + count - self._length)
+
+    def clear(self) -> None:
+        self._drop(0, self._length)
+
+    def _drop(self, begin: int, end: int) -> None:
+        if end > begin:
+            self._cells[0] -= sum(self._all[begin:end])
+            self._cells[1] -= sum(self._bad[begin:end])
+            self._all[begin:end] = self._bad[begin:end] = self._none[begin:end]
+
+
+class Breaker:
+    """
+    Times are seconds of any clock that does not run backwards, and is the same for all workers.
+
+    Args:
+        spec: Of the model.
+        store: Who else sees answers of it.
+    """
+
+    __slots__ = ("_cells", "_lock", "_spec", "_window", "_window_ticks")
+
+    def __init__(self, spec: config.Breaker, store: Store | None = None) -> None:
+        store = store or Alone()
+        self._spec, self._lock = spec, store.lock
+        self._window_ticks = ceil(spec.window.total_seconds() * TICKS_PER_S)
+        self._cells = store.cells(4)  # episode, whether it is open, until when, the probe's lease
+        self._window: Window | SharedWindow
+        self._window = Window(self._window_ticks) if store.workers == 1 else SharedWindow(self._window_ticks, store)
 
     def state(self, now: float) -> State:
-        if self._open_until is None:
+        _, is_open, until, _ = self._cells
+        if not is_open:
             return "closed"
-        return "open" if now < self._open_until else "half_open"
+        return "open" if now < until else "half_open"
 
     def admit(self, now: float, *, forced: bool = False) -> Ticket | None:
         """
         Args:
             forced: For a model of last resort: asked even while the breaker is open.
         """
-        if self._open_until is None:
-            return Ticket(self._episode, None)
-        if now >= self._open_until and now >= self._lease:
-            self._lease = now + self._spec.open_for.total_seconds()
-            return Ticket(self._episode, self._lease)
-        return Ticket(self._episode, now) if forced else None
+        episode, is_open, _, _ = self._cells
+        if not is_open:
+            return Ticket(int(episode), None)
+        with self._lock:
+            episode, is_open, until, lease = self._cells
+            if not is_open:
+                return Ticket(int(episode), None)
+            if now >= until and now >= lease:
+                self._cells[3] = lease = now + self._spec.open_for.total_seconds()
+                return Ticket(int(episode), lease)
+        return Ticket(int(episode), now) if forced else None
 
     def wait_s(self, now: float) -> float:
         """How long until the next request may be let through; 0 when one may now."""
-        return 0.0 if self._open_until is None else max(0.0, self._open_until - now, self._lease - now)
+        _, is_open, until, lease = self._cells
+        return max(0.0, until - now, lease - now) if is_open else 0.0
 
     def report(self, ticket: Ticket, verdict: Verdict, now: float) -> None:
-        if ticket.episode != self._episode:
+        with self._lock:
+            self._report(ticket, verdict, now)
+
+    def _report(self, ticket: Ticket, verdict: Verdict, now: float) -> None:
+        if ticket.episode != self._cells[0]:
             return
         if ticket.lease is None:
             if verdict != "unclear":
                 self._count(verdict == "bad", now)
         elif verdict == "good":
-            self._episode += 1
-            self._open_until = None
+            self._cells[0] += 1
+            self._cells[1] = 0.0
         elif verdict == "unclear":
             # Nobody knows more than before: the next request may try, unless another probe is under way.
-            if ticket.lease == self._lease:
-                self._lease = now
+            if ticket.lease == self._cells[3]:
+                self._cells[3] = now
         elif self.state(now) == "half_open":
             self._open(now)
 
     def window(self, now: float) -> tuple[int, int]:
         """Answers and bad ones among them in the window that ends now."""
-        self._forget(int(now * TICKS_PER_S))
-        return self._total, self._bad
+        with self._lock:
+            self._window.forget(int(now * TICKS_PER_S))
+            return self._window.total, self._window.bad
 
     def _count(self, bad: bool, now: float) -> None:
-        tick = int(now * TICKS_PER_S)
-        self._forget(tick)
-        if not self._ticks or self._ticks[-1][0] != tick:
-            self._ticks.append([tick, 0, 0])
-        entry = self._ticks[-1]
-        entry[1] += 1
-        entry[2] += bad
-        self._total += 1
-        self._bad += bad
-        if bad and self._total >= self._spec.min_requests and self._bad >= self._spec.failure_ratio * self._total:
-            self._episode += 1
+        tick, window = int(now * TICKS_PER_S), self._window
+        window.forget(tick)
+        window.add(bad, tick)
+        if bad and window.total >= self._spec.min_requests and window.bad >= self._spec.failure_ratio * window.total:
+            self._cells[0] += 1
             self._open(now)
 
     def _open(self, now: float) -> None:
-        self._open_until = now + self._spec.open_for.total_seconds()
-        self._lease = 0.0
+        self._cells[2], self._cells[3] = now + self._spec.open_for.total_seconds(), 0.0
+        self._cells[1] = 1.0
         # What led here is no evidence about the time after.
-        self._ticks.clear()
-        self._total = self._bad = 0
-
-    def _forget(self, tick: int) -> None:
-        while self._ticks and self._ticks[0][0] <= tick - self._window_ticks:
-            _, total, bad = self._ticks.popleft()
-            self._total -= total
-            self._bad -= bad
+        self._window.clear()
 
 
 def verdict_of(failed: Failed | None, *, own_key: bool, whole_time: bool) -> Verdict:

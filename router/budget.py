@@ -7,12 +7,13 @@ argument.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 from router import config
 from router.errors import ApiError
 from router.selection import Plan, Step, apart
+from router.shared import Alone, Store
 from router.usage import Rates
 
 Unit = Literal["usd", "tokens"]
@@ -24,9 +25,10 @@ class Allowance:
 
     Args:
         spec: None: as much as they like, and booked elsewhere.
+        store: Who else makes copies.
     """
 
-    def __init__(self, spec: config.ShadowBudget | None) -> None:
+    def __init__(self, spec: config.ShadowBudget | None, store: Store | None = None) -> None:
         spec = spec or config.ShadowBudget()
         dollars = {"minute": spec.per_minute, "day": spec.per_day}
         tokens = {"minute": spec.tokens_per_minute, "day": spec.tokens_per_day}
@@ -36,8 +38,10 @@ class Allowance:
                 self.limits[window, "usd"] = float(money.amount)
             if (count := tokens[window]) is not None:
                 self.limits[window, "tokens"] = float(count)
-        self._begun: dict[str, datetime] = {}
-        self._used: dict[tuple[str, Unit], float] = {}
+        store = store or Alone()
+        self._lock = store.lock
+        # Of each limit: when its window began, and what was used since.
+        self._cells = {key: store.cells(2) for key in self.limits}
 
     @property
     def of_its_own(self) -> bool:
@@ -49,29 +53,23 @@ class Allowance:
         return any(unit == "usd" for _, unit in self.limits)
 
     def used(self, window: str, unit: Unit, now: datetime) -> float:
-        self._turn(now)
-        return self._used.get((window, unit), 0.0)
+        began, used = self._cells.get((window, unit), (0.0, 0.0))
+        return used if began == _began(window, now) else 0.0
 
     def exhausted(self, now: datetime) -> bool:
         return any(self.used(window, unit, now) >= limit for (window, unit), limit in self.limits.items())
 
     def use(self, usd: float, tokens: float, now: datetime) -> None:
         """Less than nothing gives back what was held for a copy and not used."""
-        self._turn(now)
-        for window, unit in self.limits:
-            amount = usd if unit == "usd" else tokens
-            self._used[window, unit] = max(0.0, self._used.get((window, unit), 0.0) + amount)
+        with self._lock:
+            for (window, unit), cells in self._cells.items():
+                used = self.used(window, unit, now) + (usd if unit == "usd" else tokens)
+                cells[0], cells[1] = _began(window, now), max(0.0, used)
 
-    def _turn(self, now: datetime) -> None:
-        for window in ("minute", "day"):
-            begun = (
-                now.replace(second=0, microsecond=0)
-                if window == "minute"
-                else now.replace(hour=0, minute=0, second=0, microsecond=0)
-            )
-            if self._begun.get(window) != begun:
-                self._begun[window] = begun
-                self._used = {key: used for key, used in self._used.items() if key[0] != window}
+
+def _began(window: str, now: datetime) -> float:
+    """When the minute or the day (UTC) under way began, in seconds since the epoch."""
+    return now.timestamp() // (60 if window == "minute" else 86_400) * (60 if window == "minute" else 86_400)
 
 
 class Budget:
@@ -81,26 +79,31 @@ class Budget:
     Args:
         specs: Of router.yaml.
         rates: Prices by model.
+        store: Who else spends it.
     """
 
-    def __init__(self, specs: Iterable[config.Budget], environment: str, rates: Mapping[str, Rates]) -> None:
+    def __init__(
+        self, specs: Iterable[config.Budget], environment: str, rates: Mapping[str, Rates], store: Store | None = None
+    ) -> None:
         mine = [spec for spec in specs if spec.environment == environment]
         self._spec = min(mine, key=lambda spec: spec.per_day.amount, default=None)
         self._rates = rates
-        self._day = date.min
-        self._spent_usd = 0.0
+        store = store or Alone()
+        self._lock = store.lock
+        self._cells = store.cells(2)  # the day, and what was spent on it
 
     @property
     def limit_usd(self) -> float | None:
         return None if self._spec is None else float(self._spec.per_day.amount)
 
     def spend(self, usd: float, now: datetime) -> None:
-        self._turn(now)
-        self._spent_usd += usd
+        with self._lock:
+            self._cells[1] = self.spent_usd(now) + usd
+            self._cells[0] = _began("day", now)
 
     def spent_usd(self, now: datetime) -> float:
-        self._turn(now)
-        return self._spent_usd
+        day, spent = self._cells
+        return spent if day == _began("day", now) else 0.0
 
     def exceeded(self, now: datetime) -> bool:
         return self._spec is not None and self.spent_usd(now) >= float(self._spec.per_day.amount)
@@ -134,7 +137,3 @@ class Budget:
         """Of a token in and one out; infinite without a price."""
         rates = self._rates.get(model)
         return float("inf") if rates is None else rates.input + rates.output
-
-    def _turn(self, now: datetime) -> None:
-        if now.date() != self._day:
-            self._day, self._spent_usd = now.date(), 0.0

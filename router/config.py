@@ -257,7 +257,7 @@ class Flags(_Spec):
 
 class ShadowBudget(_Spec):
     """
-    What mirrored copies may use, by each process of the router; when a part of it is used up, no further ones are made.
+    What mirrored copies may use, of one router with all its workers; when a part of it is used up, no further ones are made.
 
     Args:
         per_minute, per_day: In USD.

@@ -35,6 +35,7 @@ from router.pairs import PairDesk, PairSink
 from router.redact import Redactor
 from router.request import Reply, Request
 from router.selection import AUTO, NoDrill, Plan, Selector, Step, auto_plan, in_order, preferring, unit_of
+from router.shared import Store
 
 if TYPE_CHECKING:
     from router.tracing import Tracer
@@ -55,6 +56,7 @@ class Engine:
         sinks: Of shadow pairs, each with its name.
         digest_key: Of the digests in them.
         tracer: Makes spans; None for none.
+        store: Of what is counted together with other workers; None for a process without others.
     """
 
     def __init__(
@@ -69,11 +71,12 @@ class Engine:
         sinks: Sequence[tuple[str, PairSink]] = (),
         digest_key: bytes | None = None,
         tracer: "Tracer | None" = None,
+        store: Store | None = None,
     ) -> None:
         self.tracer = tracer
         self.selector = Selector(config)
-        self.ledger = Ledger(config, metrics, clock, now)
-        self._admission = admission = Admission(config, metrics, clock)
+        self.ledger = Ledger(config, metrics, clock, now, store)
+        self._admission = admission = Admission(config, metrics, clock, store)
         self._config = config
         providers = {p.name: p for p in config.providers}
         self._cards = {m.name: Card.of(m, providers[m.provider]) for m in config.models}

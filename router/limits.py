@@ -16,6 +16,10 @@ from math import inf
 from operator import itemgetter
 
 from router import config
+from router.shared import Alone, Store
+
+ELSEWHERE_S = 0.02
+"""So often a line looks again whether a call of another worker has ended."""
 
 
 class Bucket:
@@ -25,43 +29,52 @@ class Bucket:
     Args:
         per_s: What flows in.
         most: What it holds; full at the start.
+        store: Who else takes from it. Its lock is the caller's to hold.
     """
 
-    __slots__ = ("_at", "_level", "_most", "_per_s")
+    __slots__ = ("_cells", "_most", "_per_s")
 
-    def __init__(self, per_s: float, most: float) -> None:
+    def __init__(self, per_s: float, most: float, store: Store | None = None) -> None:
         self._per_s, self._most = per_s, most
-        self._level, self._at = most, -inf
+        self._cells = (store or Alone()).cells(3)  # whether it was ever used, what is in it, since when
 
     def wait_s(self, amount: float, now: float, keep: float = 0.0) -> float:
         """Until so much is in it above the share `keep` of what it holds; an amount beyond that waits for a full bucket only."""
-        self._flow(now)
-        missing = min(amount + keep * self._most, self._most) - self._level
+        missing = min(amount + keep * self._most, self._most) - self._level(now)
         return max(0.0, missing / self._per_s)
 
     def take(self, amount: float, now: float) -> None:
         """Negative amounts are given back."""
-        self._flow(now)
-        self._level = min(self._most, self._level - amount)
+        self._cells[1] = min(self._most, self._level(now) - amount)
+        self._cells[2] = max(now, self._cells[2]) if self._cells[0] else now
+        self._cells[0] = 1.0
 
-    def _flow(self, now: float) -> None:
-        if now > self._at:
-            self._level = min(self._most, self._level + (now - self._at) * self._per_s) if self._at > -inf else self._most
-            self._at = now
+    def _level(self, now: float) -> float:
+        used, level, at = self._cells
+        return min(self._most, level + max(0.0, now - at) * self._per_s) if used else self._most
 
 
 class Meter:
-    """The limits of one model, and what is used of them."""
+    """The limits of one model, and what is used of them, by all workers together."""
 
-    __slots__ = ("_concurrency", "_requests", "_tokens", "under_way")
+    __slots__ = ("_concurrency", "_lock", "_requests", "_tokens", "_under_way", "_worker", "shared")
 
-    def __init__(self, spec: config.Limits) -> None:
+    def __init__(self, spec: config.Limits, store: Store | None = None) -> None:
+        store = store or Alone()
         per_s, per_min = spec.requests_per_s, spec.tokens_per_min
         # One second's requests may come at once: arrivals are never even.
-        self._requests = None if per_s is None else Bucket(per_s, max(1.0, per_s))
-        self._tokens = None if per_min is None else Bucket(per_min / 60, per_min)
+        self._requests = None if per_s is None else Bucket(per_s, max(1.0, per_s), store)
+        self._tokens = None if per_min is None else Bucket(per_min / 60, per_min, store)
         self._concurrency = spec.concurrency or inf
-        self.under_way = 0
+        self._under_way = store.cells(store.workers)
+        # Whoever was this worker before is dead, and its calls with it.
+        self._under_way[store.worker] = 0.0
+        self._worker, self._lock = store.worker, store.lock
+        self.shared = store.workers > 1
+
+    @property
+    def under_way(self) -> int:
+        return int(sum(self._under_way))
 
     def wait_s(self, tokens: int, now: float, keep: float = 0.0) -> tuple[float, str]:
         """
@@ -83,22 +96,33 @@ class Meter:
             waits.append((self._tokens.wait_s(tokens, now, keep), "tokens per minute"))
         return max(waits, key=itemgetter(0))
 
-    def begin(self, tokens: int, now: float) -> None:
-        self.under_way += 1
-        if self._requests is not None:
-            self._requests.take(1, now)
-        if self._tokens is not None:
-            self._tokens.take(tokens, now)
+    def try_begin(self, tokens: int, now: float, keep: float = 0.0) -> float:
+        """
+        Begin if it may be begun now.
+
+        Returns:
+            0 when it was begun; else as `wait_s`, and nothing has changed.
+        """
+        with self._lock:
+            wait_s, _ = self.wait_s(tokens, now, keep)
+            if wait_s <= 0:
+                self._under_way[self._worker] += 1
+                if self._requests is not None:
+                    self._requests.take(1, now)
+                if self._tokens is not None:
+                    self._tokens.take(tokens, now)
+        return wait_s
 
     def end(self, reserved: int, used: int | None, now: float) -> None:
         """
         Args:
-            reserved: What `begin` was told.
+            reserved: What `try_begin` was told.
             used: Tokens in and out, as far as they are known.
         """
-        self.under_way -= 1
-        if self._tokens is not None and used is not None:
-            self._tokens.take(used - reserved, now)
+        with self._lock:
+            self._under_way[self._worker] -= 1
+            if self._tokens is not None and used is not None:
+                self._tokens.take(used - reserved, now)
 
 
 class _Waiter:
@@ -126,13 +150,7 @@ class Line:
 
     def enter(self, tokens: int) -> bool:
         """Without waiting: True if it may go, and counts from now."""
-        if self.length:
-            return False
-        now = self._clock()
-        if self._meter.wait_s(tokens, now)[0] > 0:
-            return False
-        self._meter.begin(tokens, now)
-        return True
+        return not self.length and self._meter.try_begin(tokens, self._clock()) <= 0
 
     async def wait(self, client: str, tokens: int, patience_s: float) -> bool:
         """
@@ -184,12 +202,9 @@ class Line:
                 # It has left, and has not run since to say so.
                 self._leave(client, theirs[0])
                 continue
-            now = self._clock()
-            wait_s, _ = self._meter.wait_s(theirs[0].tokens, now)
-            if wait_s > 0:
-                self._again_in(wait_s)
+            if (wait_s := self._meter.try_begin(theirs[0].tokens, self._clock())) > 0:
+                self._again_in(min(wait_s, ELSEWHERE_S) if self._meter.shared else wait_s)
                 return
-            self._meter.begin(theirs[0].tokens, now)
             self._call(client, theirs[0], True)
             if client in self._waiting:
                 self._waiting.move_to_end(client)

@@ -129,7 +129,7 @@ class RouterMetrics:
             "penstock_breaker_skipped", "Attempts not made because the breaker was open.", "environment", "model"
         )
         self._budget = gauge("penstock_budget_usd", "What may be spent in a day.", "environment")
-        self._spent = gauge("penstock_budget_spent_usd", "What this process has spent of it since midnight UTC.", "environment")
+        self._spent = gauge("penstock_budget_spent_usd", "What has been spent of it since midnight UTC.", "environment")
         self._retries = counter(
             "penstock_client_retries",
             "Requests that a client's library sent again by itself.",

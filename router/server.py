@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -30,6 +31,8 @@ from router.flags import FlagClient, FlagTable, check_snapshot, read_snapshot_fi
 from router.metrics import RouterMetrics
 from router.pairs import PairSink
 from router.redact import Redactor
+from router.shared import Shared
+from router.workers import Place, exposition, supervise
 from specfile import SpecError
 
 log = logs.get_logger()
@@ -45,6 +48,7 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
     pair_sinks: Sequence[PairSink] = (),
     snapshot: Snapshot | None = None,
+    place: Place | None = None,
 ) -> RouterApp:
     """
     The ASGI application; it opens its connections in its lifespan.
@@ -55,6 +59,7 @@ def create_app(
         clock: Seconds that never run backwards, for breakers.
         pair_sinks: Beside those that the configuration names.
         snapshot: Flags that its caller knows, in place of the configuration's source.
+        place: Among other workers; None for a process without others.
 
     Raises:
         FlagSpecError: a static snapshot cannot be used.
@@ -78,6 +83,7 @@ def create_app(
     waited = asyncio.Event()
     sinks = _sinks(config, environ, directory, metrics, pair_sinks)
     digest_key = _digest_key(config, environ)
+    store = None if place is None else Shared(place.store_path, place.index, place.count)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[Engine]:
@@ -86,8 +92,9 @@ def create_app(
             open_connections() as connections,
         ):
             engine = Engine(
-                config, targets, connections, table, metrics, clock=clock, sinks=sinks, digest_key=digest_key, tracer=tracer
-            )
+                config, targets, connections, table, metrics, clock=clock, sinks=sinks, digest_key=digest_key, tracer=tracer,
+                store=store,
+            )  # fmt: skip
             table.subscribe(engine.flags_changed)
             if static is not None:
                 table.take_snapshot(static)
@@ -104,16 +111,19 @@ def create_app(
     def ready() -> bool:
         return client is None or client.first_snapshot.is_set() or waited.is_set()
 
-    return RouterApp(config, metrics, table, lifespan, ready, DrillDoor(config.drills, environ))
+    whole = None if place is None else partial(exposition, place)
+    return RouterApp(config, metrics, table, lifespan, ready, DrillDoor(config.drills, environ), whole)
 
 
-def run(config_path: Path, *, listen: str | None = None) -> int:
+def run(config_path: Path, *, listen: str | None = None, workers: int = 1, place: Place | None = None) -> int:
     """
     Serve until SIGINT or SIGTERM.
 
     Args:
         config_path: router.yaml.
         listen: ``host:port`` in place of the file's.
+        workers: Processes that serve; more than one are started from here and watched.
+        place: Of this process among them, where it was started so.
 
     Returns:
         Exit code: 0 after a stop that was asked for; 1 when the configuration or the port cannot be used, which stderr says.
@@ -121,8 +131,11 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
     try:
         config = read_config(config_path)
         host, port = split_listen(listen or config.listen)
-        app = create_app(config, directory=config_path.parent)
-        sock = _bind(host, port)
+        if place is not None:
+            config = _part_of(config, place)
+        app = create_app(config, directory=config_path.parent, place=place)
+        sock = _bind(host, port) if place is None else socket.socket(fileno=place.listening)
+        own = None if place is None else _own_socket(place)
     except (SpecError, FlagSpecError, ValueError) as exc:
         _say(str(exc))
         return 1
@@ -130,6 +143,10 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
         _say(f"cannot listen on {listen or config.listen}: {exc.strerror or exc}")
         return 1
     logs.configure(redacted=Redactor(config.redact).tree if config.redact.logs else None)
+    if workers > 1:
+        listening = f"penstock router listening on {_shown(sock)} ({workers} workers)"
+        with sock:
+            return supervise(sock, ["--config", str(config_path), *(("--listen", listen) if listen else ())], workers, listening)
     _say_what_is_missing(config, os.environ)
     if said := governed(config, os.environ).said:
         log.info("flags_in_force", **said)
@@ -142,7 +159,7 @@ def run(config_path: Path, *, listen: str | None = None) -> int:
     # uvicorn raises the signal that stopped it once more when it is done; a stop that was asked for is no failure.
     before = {s: signal.signal(s, lambda *_: None) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        server.run(sockets=[sock])
+        server.run(sockets=[sock] if own is None else [sock, own])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -189,10 +206,33 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for sock in sockets or ():
-            host, port = sock.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            _say(f"penstock router listening on http://{shown}:{port}")
+        if sockets and len(sockets) == 1:
+            _say(f"penstock router listening on {_shown(sockets[0])}")
+
+
+def _shown(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _part_of(config: RouterConfig, place: Place) -> RouterConfig:
+    """What one worker does of it: its share of the copies at once, and a file of pairs of its own."""
+    shadow = config.shadow
+    changed: dict[str, object] = {"concurrency": max(1, shadow.concurrency // place.count)}
+    if shadow.pairs is not None and shadow.pairs.file is not None:
+        path = Path(shadow.pairs.file.path)
+        file = shadow.pairs.file.model_copy(update={"path": str(path.with_name(f"{path.stem}-{place.index}{path.suffix}"))})
+        changed["pairs"] = shadow.pairs.model_copy(update={"file": file})
+    return config.model_copy(update={"shadow": shadow.model_copy(update=changed)})
+
+
+def _own_socket(place: Place) -> socket.socket:
+    """Where the other workers and the parent reach this one by itself."""
+    own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    own.bind(place.own_address())
+    own.listen(BACKLOG)
+    own.setblocking(False)
+    return own
 
 
 def _say(text: str) -> None:

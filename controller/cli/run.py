@@ -51,10 +51,16 @@ def demo(
     return run_demo(scenario, seed=seed, trace=trace, speed=speed, output=output, keep=keep, home=home)
 
 
-def router(*, config: Annotated[Path, Parameter(help="The router.yaml")], listen: str | None = None) -> int:
+def router(
+    *,
+    config: Annotated[Path, Parameter(help="The router.yaml")],
+    listen: str | None = None,
+    workers: Annotated[int, Parameter(help="Processes that serve; they share limits, breakers and budgets")] = 1,
+) -> int:
     """The model router, the data plane: OpenAI-compatible, obeys flags, needs neither database nor Prefect."""
     # This process becomes the router; it does not import it: the planes do not know each other.
-    os.execv(sys.executable, [sys.executable, "-m", "router", "--config", str(config), *(("--listen", listen) if listen else ())])
+    more = (*(("--listen", listen) if listen else ()), *(("--workers", str(workers)) if workers != 1 else ()))
+    os.execv(sys.executable, [sys.executable, "-m", "router", "--config", str(config), *more])
 
 
 def serve(*, listen: Annotated[str | None, Parameter(help="host:port; default: PENSTOCK_LISTEN")] = None) -> int:

@@ -36,11 +36,11 @@ def test_an_amount_beyond_the_bucket_waits_until_it_is_full_and_leaves_a_debt() 
 
 def test_output_is_charged_when_it_is_known_and_input_that_was_less_is_given_back() -> None:
     meter = Meter(Limits(tokens_per_min=600))
-    meter.begin(100, 0.0)
+    assert meter.try_begin(100, 0.0) == 0
     meter.end(100, 500, 0.0)
     assert meter.wait_s(100, 0.0) == (0.0, "")
     assert meter.wait_s(101, 0.0) == (pytest.approx(0.1), "tokens per minute")
-    meter.begin(100, 0.0)
+    assert meter.try_begin(100, 0.0) == 0
     meter.end(100, 0, 0.0)
     assert meter.wait_s(100, 0.0)[0] == 0.0
 

@@ -20,6 +20,12 @@ _CHUNKS_MAX = 24  # chunks of a stream: enough to look like one, few enough to s
 _WORDS = ("the water finds its way through the gate by measure and the keeper writes down what passed " * 40).split()
 
 
+_ARGUMENTS = '{"query":"how much water passed the gate"}'
+"""Of a tool whose parameters have no schema."""
+
+_DEPTH_MAX = 20
+
+
 class RequestRefused(ValueError):
     """A request that OpenAI would refuse with 400; the message is what its error object says."""
 
@@ -41,6 +47,9 @@ class ChatRequest:
         completion_tokens: Exact length wished for by metadata, None otherwise.
         prompt_tokens: Told by header or metadata, else estimated from the size of the messages.
         tool: Name of the tool to call if the answer is a tool call; None if the request offers none.
+        forced: The answer has to be that call.
+        arguments: Of it, as JSON that its parameters' schema allows.
+        answer: JSON of the schema that the request asks the answer to have; None where it asks for none.
     """
 
     model: str
@@ -50,6 +59,9 @@ class ChatRequest:
     completion_tokens: int | None
     prompt_tokens: int
     tool: str | None
+    forced: bool
+    arguments: str
+    answer: str | None
 
 
 def read_response_request(body: bytes, *, prompt_tokens_header: str | None) -> ChatRequest:
@@ -68,6 +80,11 @@ def read_response_request(body: bytes, *, prompt_tokens_header: str | None) -> C
     tools = data.get("tools")
     if isinstance(tools, list):
         data["tools"] = [{"function": tool} for tool in tools]
+    choice, text = data.get("tool_choice"), data.pop("text", None)
+    if isinstance(choice, Mapping):
+        data["tool_choice"] = {"function": choice}
+    if isinstance(text, Mapping) and isinstance(text.get("format"), Mapping):
+        data["response_format"] = {**text["format"], "json_schema": text["format"]}
     data |= {"messages": given, "max_tokens": data.pop("max_output_tokens", None), "stream_options": None}
     return read_chat_request(orjson.dumps(data), prompt_tokens_header=prompt_tokens_header)
 
@@ -100,6 +117,9 @@ def read_chat_request(body: bytes, *, prompt_tokens_header: str | None) -> ChatR
         completion_tokens=_count(metadata.get(COMPLETION_TOKENS_METADATA), COMPLETION_TOKENS_METADATA),
         prompt_tokens=told if told is not None else sum(_tokens_of(m) for m in messages),
         tool=_tool(data),
+        forced=isinstance(data.get("tool_choice"), Mapping) or data.get("tool_choice") == "required",
+        arguments=_arguments(data),
+        answer=_answer(data.get("response_format")),
     )
 
 
@@ -114,6 +134,8 @@ class Completion:
     completion_tokens: int
     length_limited: bool
     tool: str | None
+    arguments: str = _ARGUMENTS
+    answer: str | None = None
 
     @property
     def finish_reason(self) -> str:
@@ -131,9 +153,9 @@ class Completion:
         }
 
     def to_body(self) -> bytes:
-        message: dict[str, Any] = {"role": "assistant", "content": _text(0, self.completion_tokens), "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": self._whole(), "refusal": None}
         if self.tool is not None:
-            message |= {"content": None, "tool_calls": [self._tool_call(_ARGUMENTS)]}
+            message |= {"content": None, "tool_calls": [self._tool_call(self.arguments)]}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self.finish_reason}
         return orjson.dumps(
             {
@@ -151,16 +173,14 @@ class Completion:
         """The events of the stream up to the last content: (share of the generation done before it, event)."""
         parts: list[dict[str, Any]]
         if self.tool is not None:
-            half = len(_ARGUMENTS) // 2
-            rest = {"tool_calls": [{"index": 0, "function": {"arguments": _ARGUMENTS[half:]}}]}
+            half = len(self.arguments) // 2
+            rest = {"tool_calls": [{"index": 0, "function": {"arguments": self.arguments[half:]}}]}
             parts = [
-                {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **self._tool_call(_ARGUMENTS[:half])}]},
+                {"role": "assistant", "content": None, "tool_calls": [{"index": 0, **self._tool_call(self.arguments[:half])}]},
                 rest,
             ]
         else:
-            count = max(1, min(_CHUNKS_MAX, self.completion_tokens))
-            edges = [self.completion_tokens * i // count for i in range(count + 1)]
-            parts = [{"content": _text(edges[i], edges[i + 1])} for i in range(count)]
+            parts = [{"content": text} for text in self._pieces()]
             parts[0] = {"role": "assistant", "refusal": None, **parts[0]}
         # Only the delta differs between events: the rest is written once.
         before, after = self._event([{"index": 0, "delta": 0, "logprobs": None, "finish_reason": None}]).split(b'"delta":0')
@@ -196,7 +216,7 @@ class Completion:
         }
         return {
             **whole,
-            "output": [self._item(_text(0, self.completion_tokens))] if ended else [],
+            "output": [self._item(self._whole())] if ended else [],
             "usage": usage if ended else None,
         }
 
@@ -206,12 +226,10 @@ class Completion:
         if self.tool is not None:
             kind, parts = (
                 "response.function_call_arguments.delta",
-                [_ARGUMENTS[: len(_ARGUMENTS) // 2], _ARGUMENTS[len(_ARGUMENTS) // 2 :]],
+                [self.arguments[: len(self.arguments) // 2], self.arguments[len(self.arguments) // 2 :]],
             )
         else:
-            count = max(1, min(_CHUNKS_MAX, self.completion_tokens))
-            edges = [self.completion_tokens * i // count for i in range(count + 1)]
-            kind, parts = "response.output_text.delta", [_text(edges[i], edges[i + 1]) for i in range(count)]
+            kind, parts = "response.output_text.delta", self._pieces()
         place = {"item_id": self._item("")["id"], "output_index": 0, "content_index": 0}
         yield 0.0, _typed("response.output_item.added", 1, output_index=0, item=self._item(""))
         if self.tool is None:
@@ -225,10 +243,22 @@ class Completion:
         item = _typed("response.output_item.done", 98, output_index=0, item=whole["output"][0])
         return item + _typed(f"response.{whole['status']}", 99, response=whole)
 
+    def _whole(self) -> str:
+        return _text(0, self.completion_tokens) if self.answer is None else self.answer
+
+    def _pieces(self) -> list[str]:
+        """The text as a stream brings it; at least one."""
+        if self.answer is not None:
+            size = max(1, -(-len(self.answer) // _CHUNKS_MAX))
+            return [self.answer[i : i + size] for i in range(0, len(self.answer), size)] or [""]
+        count = max(1, min(_CHUNKS_MAX, self.completion_tokens))
+        edges = [self.completion_tokens * i // count for i in range(count + 1)]
+        return [_text(edges[i], edges[i + 1]) for i in range(count)]
+
     def _item(self, text: str) -> dict[str, Any]:
         if self.tool is not None:
             call = {"id": f"fc_{self.id[-24:]}", "type": "function_call", "call_id": f"call_{self.id[-24:]}"}
-            return {**call, "name": self.tool, "arguments": _ARGUMENTS if text else "", "status": "completed"}
+            return {**call, "name": self.tool, "arguments": self.arguments if text else "", "status": "completed"}
         message = {"id": f"msg_{self.id[-24:]}", "type": "message", "role": "assistant", "status": "completed"}
         return {**message, "content": [_part(text)] if text else []}
 
@@ -238,9 +268,6 @@ class Completion:
 
     def _tool_call(self, arguments: str) -> dict[str, Any]:
         return {"id": f"call_{self.id[-24:]}", "type": "function", "function": {"name": self.tool, "arguments": arguments}}
-
-
-_ARGUMENTS = '{"query":"how much water passed the gate"}'
 
 
 def _part(text: str) -> dict[str, Any]:
@@ -306,6 +333,56 @@ def _tool(data: Mapping[str, Any]) -> str | None:
         return str(tools[0]["function"]["name"])
     except (KeyError, TypeError) as exc:
         raise RequestRefused("Invalid 'tools[0].function.name': missing.", param="tools") from exc
+
+
+def _arguments(data: Mapping[str, Any]) -> str:
+    name = _tool(data)
+    for tool in data.get("tools") or [] if name is not None else []:
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if isinstance(function, Mapping) and function.get("name") == name and isinstance(function.get("parameters"), Mapping):
+            return orjson.dumps(_example(function["parameters"], function["parameters"])).decode()
+    return _ARGUMENTS
+
+
+def _answer(wanted: Any) -> str | None:
+    if not isinstance(wanted, Mapping) or wanted.get("type") not in ("json_schema", "json_object"):
+        return None
+    schema = (wanted.get("json_schema") or {}).get("schema") if wanted["type"] == "json_schema" else {"type": "object"}
+    if not isinstance(schema, Mapping):
+        raise RequestRefused("Missing required parameter: 'response_format.json_schema.schema'.", param="response_format")
+    return orjson.dumps(_example(schema, schema)).decode()
+
+
+def _example(schema: Any, whole: Mapping[str, Any], depth: int = 0) -> Any:
+    """The plainest value that a schema of OpenAI's strict kind allows: every property, the first of what may be chosen."""
+    if not isinstance(schema, Mapping) or depth > _DEPTH_MAX:
+        return None
+    if isinstance(ref := schema.get("$ref"), str):
+        found: Any = whole
+        for part in ref.removeprefix("#").strip("/").split("/"):
+            found = found.get(part) if isinstance(found, Mapping) and part else found
+        return _example(found, whole, depth + 1)
+    for key in ("enum", "anyOf", "oneOf"):
+        if isinstance(choices := schema.get(key), list) and choices:
+            return choices[0] if key == "enum" else _example(choices[0], whole, depth + 1)
+    if "const" in schema:
+        return schema["const"]
+    kind = schema.get("type")
+    match kind[0] if isinstance(kind, list) and kind else kind:
+        case "object":
+            properties = schema.get("properties")
+            return {k: _example(v, whole, depth + 1) for k, v in properties.items()} if isinstance(properties, Mapping) else {}
+        case "array":
+            return [_example(schema.get("items"), whole, depth + 1)] * max(1, int(schema.get("minItems") or 1))
+        case "string":
+            return "water"
+        case "integer" | "number":
+            least = schema.get("minimum")
+            return least if isinstance(least, int | float) else 1
+        case "boolean":
+            return True
+        case _:
+            return None
 
 
 def _count(given: Any, name: str) -> int | None:

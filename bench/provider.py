@@ -312,7 +312,9 @@ def _completion(request: ChatRequest, answer: Answer) -> Completion:
         completion_tokens=answer.tokens,
         # A length that metadata asks for is the natural end of the answer.
         length_limited=answer.length_limited and request.completion_tokens is None,
-        tool=request.tool if answer.tool_call else None,
+        tool=request.tool if answer.tool_call or request.forced else None,
+        arguments=request.arguments,
+        answer=request.answer,
     )
 
 

@@ -3,11 +3,12 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import openai
 import pytest
+from pydantic import BaseModel
 
 from bench.behaviour import Errors, Latency, ModelBehaviour
 from bench.provider import Provider, main, running_provider
@@ -219,3 +220,33 @@ def test_the_command_line_names_what_is_wrong(tmp_path: Any, capsys: pytest.Capt
     with pytest.raises(SystemExit) as caught:
         main([])
     assert caught.value.code == 2
+
+
+class Reading(BaseModel):
+    """What an application may ask an answer to be."""
+
+    gate: Literal["upper", "lower"]
+    litres: list[int]
+    note: str | None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_has_the_schema_and_a_call_the_arguments_that_were_asked_for(
+    client: openai.AsyncOpenAI, stream: bool
+) -> None:
+    asked: Any = {"model": "good", **ASK}
+    tool: Any = openai.pydantic_function_tool(Reading, name="note_down")
+    if stream:
+        async with client.chat.completions.stream(**asked, response_format=Reading) as events:
+            parsed = (await events.get_final_completion()).choices[0].message.parsed
+        choice = {"type": "function", "function": {"name": "note_down"}}
+        async with client.chat.completions.stream(**asked, tools=[tool], tool_choice=choice) as events:
+            calls = (await events.get_final_completion()).choices[0].message.tool_calls
+    else:
+        parsed = (await client.chat.completions.parse(**asked, response_format=Reading)).choices[0].message.parsed
+        choice = {"type": "function", "function": {"name": "note_down"}}
+        calls = (await client.chat.completions.parse(**asked, tools=[tool], tool_choice=choice)).choices[0].message.tool_calls
+    assert isinstance(parsed, Reading) and parsed.gate == "upper"
+    assert calls and isinstance(calls[0].function.parsed_arguments, Reading)
+    response = await client.responses.parse(model="good", input="How much?", text_format=Reading)
+    assert isinstance(response.output_parsed, Reading)

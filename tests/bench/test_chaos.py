@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -21,6 +22,9 @@ from controller import crash
 from controller.crash import Point
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(120)]
+
+IMPATIENT_S = 2.0
+"""Controllers that are wrong on purpose may never settle: nobody waits for them as long as for ones that are right."""
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +144,11 @@ def test_gate_checks_that_do_not_ask_for_their_slot_are_found(world: World) -> N
     ],
 )
 def test_a_controller_that_is_wrong_breaks_what_its_fault_is_about(
-    stage: Stage, tmp_path: Path, fault: str, how: str, invariant: str
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, how: str, invariant: str
 ) -> None:
+    monkeypatch.setattr(faults_slack, "DRAINED_S", IMPATIENT_S)
     found = known_faults()[fault]
-    with World(stage, found, folder=tmp_path) as world:
+    with World(stage, replace(found, recover_s_max=IMPATIENT_S), folder=tmp_path) as world:
         world.prelude = f"bench.chaos.sabotage:{how}"
         assert invariant in broken_by(found.run(world, Random(GOOD)))
 
@@ -160,7 +165,7 @@ def test_a_controller_whose_clock_makes_a_difference_is_found(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults_clock, "TRIES", 4)
-    found = known_faults()["clock: ten minutes fast"]
+    found = replace(known_faults()["clock: ten minutes fast"], recover_s_max=IMPATIENT_S)
     with World(stage, found, folder=tmp_path) as world:
         world.prelude = "bench.chaos.sabotage:distrust_clocks"
         assert "same_rows" in broken_by(found.run(world, Random(GOOD)))
@@ -177,6 +182,7 @@ def test_letters_that_nobody_reads_must_not_keep_the_gates_waiting(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults_slack, "GATES_S", 2.0)
+    monkeypatch.setattr(faults_slack, "DRAINED_S", IMPATIENT_S)
     found = known_faults()["Slack: channel_not_found"]
     with World(stage, found, folder=tmp_path) as world:
         world.prelude = "bench.chaos.sabotage:tell_before_acting"

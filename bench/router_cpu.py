@@ -3,6 +3,7 @@ CPU per request of the router, beside a bare ASGI + aiohttp pass-through measure
 
     python -m bench.router_cpu [--requests 2000] [--concurrency 16] [-o json]
     python -m bench.router_cpu --traced         and a router that makes spans, in the same run
+    python -m bench.router_cpu --litellm BIN    and LiteLLM's proxy (`pip install 'litellm[proxy]'` in an environment of its own; BIN is its `litellm`)
     python -m bench.router_cpu --sse            the SSE splitter beside httpx-sse's decoder
 
 The upstream answers at once from memory, so that nothing but the proxies' own work is measured. CPU is user + system time of the
@@ -29,6 +30,9 @@ from typing import Any
 
 import aiohttp
 import uvicorn
+
+from services.ports import free_port
+from services.process import ChildProcess, http_ready
 
 CONTENT_EVENTS = 33
 """With the role, finish_reason, usage and [DONE] around them: 37 events from the upstream, 36 to a client without usage."""
@@ -165,6 +169,25 @@ def process(role: str, **env: str) -> Iterator[tuple[str, int]]:
         child.wait()
 
 
+@contextmanager
+def litellm(binary: str, upstream: str, folder: Path) -> Iterator[tuple[str, int]]:
+    """LiteLLM's proxy, one worker, before the same upstream; its address and process id. Its own defaults, and nothing switched on."""
+    config = folder / "litellm.json"
+    deployment = {"model": "openai/gpt-4.1", "api_base": upstream, "api_key": "k"}
+    config.write_text(json.dumps({"model_list": [{"model_name": "chat", "litellm_params": deployment}]}))
+    port = free_port()
+    command = [binary, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+    environ = {**os.environ, "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    # Like the router here it asks for no key.
+    environ["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"] = "true"
+    child = ChildProcess(command, log_path=folder / "litellm.log", name="litellm", env=environ)
+    try:
+        child.wait_ready(http_ready(f"http://127.0.0.1:{port}/health/liveliness"), timeout_s=120)
+        yield f"http://127.0.0.1:{port}", child.pid
+    finally:
+        child.stop()
+
+
 def serve(role: str) -> int:
     if role == "collector":
         return asyncio.run(collect())
@@ -267,6 +290,7 @@ def main() -> int:
     parser.add_argument("-o", choices=["table", "json"], default="table", dest="output")
     parser.add_argument("--sse", action="store_true", help="only the SSE splitter beside httpx-sse")
     parser.add_argument("--traced", action="store_true", help="also a router that sends every span to a collector")
+    parser.add_argument("--litellm", metavar="BIN", help="also LiteLLM's proxy, by its executable")
     parser.add_argument("--role", choices=["upstream", "bare", "router", "collector"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.role:
@@ -284,6 +308,7 @@ def main() -> int:
         with ExitStack() as stack:
             bare = stack.enter_context(process("bare", UPSTREAM=base))
             router = stack.enter_context(process("router", ROUTER_YAML=str(config)))
+            peer = stack.enter_context(litellm(args.litellm, base, Path(folder))) if args.litellm else None
             traced = None
             if args.traced:
                 collector, _ = stack.enter_context(process("collector"))
@@ -296,6 +321,8 @@ def main() -> int:
                     bare_ms, _ = measure(*bare, requests, concurrency, stream)
                     router_ms, rate = measure(*router, requests, concurrency, stream)
                     traced_ms = None if traced is None else round(measure(*traced, requests, concurrency, stream)[0], 3)
+                    # It is slow enough for fewer requests to tell.
+                    peer_ms = None if peer is None else round(measure(*peer, max(100, requests // 10), concurrency, stream)[0], 2)
                     rows.append(
                         {
                             "kind": "stream_36" if stream else "json",
@@ -305,6 +332,7 @@ def main() -> int:
                             "ratio": round(router_ms / bare_ms, 2),
                             "router_requests_per_s": round(rate),
                             **({} if traced_ms is None else {"traced_ms": traced_ms}),
+                            **({} if peer_ms is None else {"litellm_ms": peer_ms}),
                         }
                     )
     if args.output == "json":
@@ -315,6 +343,9 @@ def main() -> int:
         if args.traced:
             lines[0] += f" {'traced ms':>9}"
             form += " {traced_ms:>9}"
+        if args.litellm:
+            lines[0] += f" {'litellm ms':>10}"
+            form += " {litellm_ms:>10}"
         lines += [form.format(**row) for row in rows]
         sys.stdout.write("\n".join(lines) + "\n")
     return 0

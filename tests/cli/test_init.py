@@ -18,13 +18,14 @@ from tests.cli.conftest import Cli
 pytestmark = pytest.mark.services
 
 SCRAPE_S, HOURS = 15, 7
-END = math.floor(datetime.now(UTC).timestamp() / SCRAPE_S) * SCRAPE_S
-TIMES = range(END - HOURS * 3600, END + 1, SCRAPE_S)
 OTEL_EDGES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 
 
 def grow(samples: Samples, metric: str, labels: dict[str, str], rate: float) -> None:
-    samples.add(metric, labels, ((t * 1000, rate * (t - TIMES[0])) for t in TIMES))
+    # Until now, when the recording is made: this file may have been imported long ago.
+    end = math.floor(datetime.now(UTC).timestamp() / SCRAPE_S) * SCRAPE_S
+    first = end - HOURS * 3600
+    samples.add(metric, labels, ((t * 1000, rate * (t - first)) for t in range(first, end + 1, SCRAPE_S)))
 
 
 def buckets(samples: Samples, metric: str, labels: dict[str, str], rps: float, edges: tuple[float, ...], median_s: float) -> None:

@@ -285,7 +285,9 @@ def _reminded(before: Rollout, entry: Entry, after: Rollout) -> str:
     question, looked = question_of(after, entry.at), before.last_gate_check
     if question is None or looked is None:
         return ""
-    life = min(a.approval.expires for a in question.asked if a.lacking)
+    life = min((a.approval.expires for a in question.asked if a.lacking), default=None)
+    if life is None:
+        return ""
     due = [i for i, part in enumerate(REMINDERS) if looked < question.asked_at + life * part <= entry.at]
     if not due:
         return ""

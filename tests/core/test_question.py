@@ -216,3 +216,10 @@ def test_a_new_question_calls_the_groups_that_are_asked_and_not_whoever_is_on_ca
     entry = row(baking, held(Why.AWAITING_APPROVAL), "gate-check")
     told = notice_of(baking, step(baking, entry), entry)
     assert (told.level, told.asks, told.on_call) == (Level.ALARM, ("managers",), False)
+
+
+def test_a_question_that_nobody_is_lacking_for_reminds_nobody() -> None:
+    voted = replace(rollout(waiting(vote("amir", at=BEGAN)), with_approval()), last_gate_check=BEGAN)
+    entry = replace(row(voted, held(Why.AWAITING_APPROVAL), "gate-check"), at=BEGAN + timedelta(hours=30))
+    told = notice_of(voted, step(voted, entry), entry)
+    assert (told.level, told.asks) == (Level.INFO, ())

@@ -184,18 +184,25 @@ def route(door: SlackDoor, signing_secret: str) -> Route:
             body += piece
             if len(body) > BODY_MAX_BYTES:
                 return Response("too long", 413)
-        if not verifier.is_valid_request(body, dict(request.headers)):
+        if not _signed(verifier, body, request):
             return Response("not signed by Slack", 401)
         try:
             form = parse_qs(body.decode(), strict_parsing=True)
             payload = json.loads(form["payload"][0])
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, RecursionError):
             return Response("no payload of Slack's interactivity", 400)
         answer, later = await run_in_threadpool(door.take, payload)
         task = None if later is None else BackgroundTask(run_in_threadpool, later)
         return JSONResponse(answer, background=task) if answer else Response("", 200, background=task)
 
     return Route(PATH, hook, methods=["POST"])
+
+
+def _signed(verifier: SignatureVerifier, body: bytes, request: Request) -> bool:
+    try:
+        return bool(verifier.is_valid_request(body, dict(request.headers)))
+    except (ValueError, TypeError):
+        return False  # a time that is no number, a signature or a body that is no text
 
 
 # --- Socket Mode ----------------------------------------------------------------------------------------------------------------

@@ -13,12 +13,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import Engine
 
 from bench.serving import address_of, listen
 from bench.slack import SlackConfig, SlackServer
 from bench.slack_delivery import Tamper
+from bench.slack_delivery import signature as slack_signature
 from bench.slack_workspace import TEAM_ID
 from controller import commands
 from controller.adapters.memory import MemoryMetrics
@@ -348,6 +350,65 @@ async def test_signed_http_does_the_same_and_nothing_that_is_not_signed_now(engi
             view = await desk.modal()
             done = await slack.submit("U0CAROL", view.id, {"reason": {"value": "no"}})
             assert done.payload == {"response_action": "clear"} and isinstance(desk.rollout().state, Paused)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "signature", "body", "status"),
+    [
+        ("abc", None, b"payload={}", 401),
+        ("NaN", None, b"payload={}", 401),
+        ("9" * 30, None, b"payload={}", 401),
+        (None, "v0=" + "é" * 64, b"payload={}", 401),
+        (None, "", b"payload={}", 401),
+        (None, None, b"payload=" + b"[" * 100_000, 400),
+        (None, None, b"\xff\xfe", 401),
+        (None, None, b"ssl_check=1", 400),
+    ],
+)
+async def test_a_request_that_is_no_text_no_time_or_no_payload_is_refused_and_breaks_nothing(
+    engine: Engine, people: Path, stamp: str | None, signature: str | None, body: bytes, status: int
+) -> None:
+    audit = PostgresAudit(engine)
+    ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=MemoryMetrics())
+    door = SlackDoor(ports, PeopleFile(people), SlackDesk("xoxb-test", base_url="http://127.0.0.1:9/"))
+    at = stamp or str(int(time.time()))
+    signed_as = slack_signature("secret", at, body) if signature is None else signature
+    headers = {b"x-slack-request-timestamp": at.encode(), b"x-slack-signature": signed_as.encode()}
+    with served(door, "secret") as url:
+        async with httpx.AsyncClient() as http:
+            got = await http.post(url, content=body, headers=list(headers.items()))
+    assert got.status_code == status and "Traceback" not in got.text
+
+
+def submission(verb: str, kept: Any, values: Any) -> dict[str, Any]:
+    view = {"callback_id": f"penstock_{verb}", "private_metadata": json.dumps(kept), "state": {"values": values}}
+    return {"type": "view_submission", "team": {"id": TEAM_ID}, "user": {"id": "U0CAROL"}, "view": view}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"reason": {"value": "text"}},
+        {"reason": [1]},
+        {"reason": {"value": {"value": 5}}},
+        {"reason": 7, "checks": {"value": {"selected_options": 5}}},
+    ],
+)
+def test_a_modal_without_a_reason_asks_for_it_whatever_stands_there(engine: Engine, people: Path, values: Any) -> None:
+    audit = PostgresAudit(engine)
+    ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=MemoryMetrics())
+    door = SlackDoor(ports, PeopleFile(people), SlackDesk("xoxb-test", base_url="http://127.0.0.1:9/"))
+    answer, later = door.take(submission("override", {"r": "chat-1", "d": "d"}, values))
+    assert answer == {"response_action": "errors", "errors": {"reason": "a reason is needed"}} and later is None
+
+
+@pytest.mark.parametrize("rollout_id", ["nul\0x", "\ud800", "ä", "", 5])
+def test_a_modal_with_an_id_that_is_none_does_nothing(engine: Engine, people: Path, rollout_id: Any) -> None:
+    audit = PostgresAudit(engine)
+    ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=MemoryMetrics())
+    door = SlackDoor(ports, PeopleFile(people), SlackDesk("xoxb-test", base_url="http://127.0.0.1:9/"))
+    assert door.take(submission("roll_back", {"r": rollout_id}, {"reason": {"value": {"value": "why"}}})) == ({}, None)
 
 
 def test_buttons_carry_what_was_seen_and_no_rights(engine: Engine) -> None:

@@ -204,23 +204,30 @@ def _verb(action: str) -> Right | None:
 def _kept(text: Any) -> dict[str, str]:
     try:
         data = json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise NotOurs("a button whose value is none of ours") from None
-    if not isinstance(data, dict) or not all(isinstance(v, str) for v in data.values()) or not data.get("r"):
+    # Ids and digests: nothing that a database would stumble over.
+    good = isinstance(data, dict) and all(isinstance(v, str) and v.isascii() and v.isprintable() for v in data.values())
+    if not good or not data.get("r"):
         raise NotOurs("a button whose value is none of ours")
-    return data
+    return dict(data)
 
 
 def _text(values: Mapping[str, Any], block: str) -> str:
-    element = values.get(block, {})
-    found = element.get("value", {}).get("value") if isinstance(element, Mapping) else None
-    return str(found or "").strip()
+    found = _element(values, block).get("value")
+    return found.strip() if isinstance(found, str) else ""
 
 
 def _checked(values: Mapping[str, Any]) -> tuple[str, ...]:
-    element = values.get("checks", {})
-    options = element.get("value", {}).get("selected_options") if isinstance(element, Mapping) else None
-    return tuple(str(o.get("value")) for o in options or () if isinstance(o, Mapping))
+    options = _element(values, "checks").get("selected_options")
+    return tuple(str(o.get("value")) for o in options if isinstance(o, Mapping)) if isinstance(options, list) else ()
+
+
+def _element(values: Mapping[str, Any], block: str) -> Mapping[str, Any]:
+    """What somebody put into a block of the modal; empty for nothing, and for what Slack does not send."""
+    actions = values.get(block)
+    element = actions.get("value") if isinstance(actions, Mapping) else None
+    return element if isinstance(element, Mapping) else {}
 
 
 def _input(block: str, label: str, hint: str, *, multiline: bool = False) -> Block:

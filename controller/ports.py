@@ -491,7 +491,10 @@ class Outbox(Protocol):
     """Notices that were committed and not yet delivered."""
 
     def due(self, limit: int) -> Sequence[Letter]:
-        """The oldest that may be tried now, in order; none of a rollout whose earlier letter waits. Raises AuditUnavailable."""
+        """
+        The oldest that may be tried now; none of a rollout whose earlier letter waits. Letters of level INFO come last, and those that a later
+        one of their rollout follows are closed unsent. Raises AuditUnavailable.
+        """
 
     def announce(self, notice: Notice) -> None:
         """A notice that tells of no row of a rollout; once, however often it is announced. Raises AuditUnavailable."""

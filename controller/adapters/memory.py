@@ -15,7 +15,7 @@ from typing import Any
 
 from controller.core.chain import Head
 from controller.core.measurement import Evidence, Measurement, NoData
-from controller.core.notice import Notice
+from controller.core.notice import Level, Notice
 from controller.core.plan import Gate
 from controller.core.rollout import Applied, Entry, Opened, replay
 from controller.core.traffic import Beat, Kind, Question, Traffic, TrafficRead
@@ -124,10 +124,18 @@ class MemoryAudit:
         return list(reversed(self.rows))[:limit]
 
     def due(self, limit: int) -> Sequence[Letter]:
+        newest = {letter.notice.rollout_id: letter for letter in self.letters}
+        for letter in [x for x in self.letters if x.notice.level is Level.INFO and newest[x.notice.rollout_id] is not x]:
+            if self._is_due(letter):
+                self.done(letter)
         oldest: dict[str, Letter] = {}
         for letter in self.letters:
             oldest.setdefault(letter.notice.rollout_id, letter)
-        return [x for x in oldest.values() if self.waits.get(x.id, self.clock()) <= self.clock()][:limit]
+        found = sorted(filter(self._is_due, oldest.values()), key=lambda x: (x.notice.level is Level.INFO, x.id))
+        return found[:limit]
+
+    def _is_due(self, letter: Letter) -> bool:
+        return self.waits.get(letter.id, self.clock()) <= self.clock()
 
     def done(self, letter: Letter) -> None:
         self.letters.remove(letter)

@@ -1,9 +1,11 @@
 """What every audit log, index and outbox promises, in memory and in Postgres alike."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
+from controller.core.notice import Level
 from controller.core.rollout import Decided, Entry, Gathered, LogError, replay
 from controller.ports import FlagHeld, Letter, NotifierRefused, SeqTaken, UnknownRollout
 from controller.shelf import Mark, StandingShelf
@@ -147,6 +149,21 @@ def test_letters_of_a_rollout_go_out_in_their_order_and_once(world: World) -> No
     letters = drain(world)
     assert [x.notice for x in letters] == [notice("r1", 1), notice("r1", 2, "row 2"), notice("r1", 3, "row 3")]
     assert len({x.id for x in letters}) == 3
+    assert world.audit.due(10) == []
+
+
+def test_refreshes_come_last_and_only_the_newest_of_a_rollout_is_sent(world: World) -> None:
+    world.audit.append(opened("r1"), notice("r1", 1))
+    world.audit.append(opened("r2", "other-flag"), notice("r2", 1))
+    assert [x.notice.rollout_id for x in drain(world)] == ["r1", "r2"]
+    for seq in (2, 3, 4):
+        world.audit.append(hold("r1", seq), replace(notice("r1", seq), level=Level.INFO))
+    world.audit.append(hold("r2", 2), notice("r2", 2))
+    assert [(x.notice.rollout_id, x.notice.seq) for x in drain(world)] == [("r2", 2), ("r1", 4)]
+    world.audit.append(hold("r1", 5), replace(notice("r1", 5), level=Level.INFO))
+    world.audit.append(hold("r1", 6), notice("r1", 6))
+    world.audit.append(hold("r1", 7), replace(notice("r1", 7), level=Level.INFO))
+    assert [x.notice.seq for x in drain(world)] == [6, 7], "news are never left out"
     assert world.audit.due(10) == []
 
 

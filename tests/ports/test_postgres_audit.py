@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 
@@ -15,6 +16,7 @@ from controller.adapters.postgres.chain import Head, head, verify
 from controller.adapters.postgres.connect import connect
 from controller.codec import plan_digest
 from controller.commands import check_start, start
+from controller.core.notice import Level
 from controller.core.rollout import Decided, Gathered
 from controller.ports import AuditUnavailable, FlagHeld, Ports, SeqTaken, TextLost
 from controller.sweep import anybody_due, sweep
@@ -335,6 +337,15 @@ def test_a_later_letter_waits_for_the_one_that_is_being_delivered(audit: Postgre
     audit.append(hold("r1", 2), notice("r1", 2))
     (first,) = audit.due(10)
     assert audit.due(10) == []
+    audit.done(first)
+    assert [x.notice.seq for x in audit.due(10)] == [2]
+
+
+def test_a_refresh_that_is_being_delivered_is_not_taken_away(audit: PostgresAudit) -> None:
+    audit.append(opened("r1"), replace(notice("r1", 1), level=Level.INFO))
+    (first,) = audit.due(10)
+    audit.append(hold("r1", 2), notice("r1", 2))
+    assert audit.due(10) == [] and audit.waiting() == 2
     audit.done(first)
     assert [x.notice.seq for x in audit.due(10)] == [2]
 

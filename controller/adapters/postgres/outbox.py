@@ -2,7 +2,8 @@
 The outbox: notices that were committed with their audit rows, handed out to whoever delivers them.
 
 A letter that is handed out is leased: nobody else gets it before the lease ends, and if its holder dies it is handed out again. Its one
-rule: of each rollout only the oldest waiting letter is handed out, so that people read the story in its order.
+rule: of each rollout only the oldest waiting letter is handed out, so that people read the story in its order. Those that only refresh a
+rollout's message come after all others, and not at all once a later one of the rollout waits, which refreshes it as well.
 """
 
 import json
@@ -11,13 +12,13 @@ from datetime import timedelta
 from hashlib import sha256
 
 import structlog
-from sqlalchemy import Engine, and_, func, literal, not_, select, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Engine, Update, and_, func, literal, not_, select, type_coerce, update
+from sqlalchemy.dialects.postgresql import JSON, insert
 
 from controller.adapters.postgres.errors import translated
 from controller.adapters.postgres.tables import outbox
 from controller.codec import CodecError, notice_from_json, notice_to_json
-from controller.core.notice import Notice
+from controller.core.notice import Level, Notice
 from controller.crash import Point, reached
 from controller.ports import AuditUnavailable, Letter
 
@@ -36,6 +37,39 @@ _ERROR_CHARS = 500
 
 log = structlog.get_logger("penstock.outbox")
 
+_REFRESHES = type_coerce(outbox.c.notice, JSON())["level"].astext == Level.INFO.value
+"""Edits the rollout's message and adds nothing to its thread."""
+
+
+def _overtaken() -> Update:
+    """Closes refreshes that nobody delivers now and that a later letter of their rollout makes superfluous."""
+    later = outbox.alias()
+    follows = select(literal(1)).where(
+        later.c.rollout_id == outbox.c.rollout_id,
+        later.c.id > outbox.c.id,
+        later.c.delivered_at.is_(None),
+        not_(later.c.refused),
+    )
+    found = (
+        select(outbox.c.id)
+        .where(
+            outbox.c.delivered_at.is_(None),
+            not_(outbox.c.refused),
+            outbox.c.due_at <= func.clock_timestamp(),
+            _REFRESHES,
+            follows.exists(),
+        )
+        .order_by(outbox.c.id)
+        .with_for_update(skip_locked=True)
+        .cte("overtaken")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    return (
+        update(outbox)
+        .where(outbox.c.id.in_(select(found.c.id)))
+        .values(delivered_at=func.clock_timestamp(), last_error="not sent: a later notice refreshed the message")
+    )
+
 
 class PostgresOutbox:
     """`controller.ports.Outbox`."""
@@ -45,7 +79,7 @@ class PostgresOutbox:
 
     def due(self, limit: int) -> Sequence[Letter]:
         """
-        Letters to deliver now, oldest first, at most one for each rollout; each is the caller's for `LEASE`.
+        Letters to deliver now, news before mere refreshes and each oldest first, at most one for each rollout; each is the caller's for `LEASE`.
 
         Raises:
             AuditUnavailable: they cannot be read.
@@ -61,7 +95,7 @@ class PostgresOutbox:
         chosen = (
             select(outbox.c.id)
             .where(waits, outbox.c.due_at <= func.clock_timestamp(), not_(behind.exists()))
-            .order_by(outbox.c.id)
+            .order_by(_REFRESHES, outbox.c.id)
             .limit(limit)
             .with_for_update(skip_locked=True)
             # Materialized: a subquery that is planned as a join may be evaluated again, and would lock more than `limit`.
@@ -75,16 +109,17 @@ class PostgresOutbox:
             .returning(outbox.c.id, outbox.c.notice)
         )
         with translated(AuditUnavailable, "reading the outbox"), self._engine.begin() as connection:
+            connection.execute(_overtaken())
             rows = connection.execute(take).all()
             reached(Point.LETTERS_LEASING)
         reached(Point.LETTERS_LEASED)
         letters = []
-        for row in sorted(rows, key=lambda r: int(r.id)):
+        for row in rows:
             try:
                 letters.append(Letter(id=row.id, notice=notice_from_json(json.loads(row.notice))))
             except CodecError as exc:
                 self._set_aside(row.id, str(exc))
-        return letters
+        return sorted(letters, key=lambda x: (x.notice.level is Level.INFO, x.id))
 
     def announce(self, notice: Notice) -> None:
         letter = json.dumps(notice_to_json(notice), separators=(",", ":"), sort_keys=True, allow_nan=False)

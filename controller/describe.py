@@ -74,7 +74,7 @@ def detail(rollout: Rollout, entries: Sequence[Entry], now: datetime | None = No
         "last_decision": None if last is None else decision_row(last),
         "next": upcoming(rollout, now),
         "next_look": stamp(next_look(rollout, last, now)),
-        "gates": [] if last is None else [gate_row(r) for r in _results(last)],
+        "gates": [] if last is None else gate_rows(last),
         "question": question_row(rollout, now),
         "override": override_row(rollout, now),
         "frozen": frozen_row(rollout, now),
@@ -230,6 +230,11 @@ def decision_row(entry: Entry) -> dict[str, Any]:
     }
 
 
+def gate_rows(entry: Entry) -> list[dict[str, Any]]:
+    """The gates of a decision, in the plan's order; none of another row."""
+    return [gate_row(r) for r in entry.event.observed.results] if isinstance(entry.event, Decided) else []
+
+
 def gate_row(result: GateResult) -> dict[str, Any]:
     return {
         "gate": result.gate,
@@ -263,7 +268,7 @@ def explanation(rollout: Rollout, entries: Sequence[Entry], now: datetime | None
         "sentence": f"{account_of(entry, entries)} ({entry.actor}, {entry.at:%Y-%m-%d %H:%M:%S} UTC)",
         "decision": decision_row(entry),
         "exposed_requests": None if rollout.exposure is None else round(rollout.exposure),
-        "gates": [gate_row(r) for r in event.observed.results],
+        "gates": gate_rows(entry),
         "queries": queries(entry),
         "next": upcoming(rollout, now or entries[-1].at),
     }
@@ -283,7 +288,15 @@ def queries(entry: Entry) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def history_row(entry: Entry) -> dict[str, Any]:
+def plan_of(entries: Sequence[Entry]) -> Plan:
+    """What a rollout was asked to do, by its first row."""
+    first = entries[0].event
+    assert isinstance(first, Opened), "a log begins with its plan"
+    return first.plan
+
+
+def history_row(entry: Entry, plan: Plan) -> dict[str, Any]:
+    """One row in words. `plan` is the rollout's: its phases have names there."""
     match entry.event:
         case Opened(plan=plan):
             kind, text = "opened", f"{plan.baseline.model} to {plan.candidate.model} on flag {plan.flag} in {plan.environment}"
@@ -296,22 +309,22 @@ def history_row(entry: Entry) -> dict[str, Any]:
         case Abandoned(text=reason):
             kind, text = "abandoned", reason
         case Approved(entering=entering, groups=groups):
-            kind, text = "approved", f"entering phase {entering} as {', '.join(groups)}"
+            kind, text = "approved", f"entering {_entered(plan, entering)} as {', '.join(groups)}"
         case Rejected(entering=entering, reason=reason):
-            kind, text = "rejected", f"entering phase {entering}: {reason}"
+            kind, text = "rejected", f"entering {_entered(plan, entering)}: {reason}"
         case Overridden(entering=entering, checks=checks, ticket=ticket, reason=reason):
-            kind, text = "overridden", f"{', '.join(checks)} of entering phase {entering} ({ticket}: {reason})"
+            kind, text = "overridden", f"{', '.join(checks)} of entering {_entered(plan, entering)} ({ticket}: {reason})"
     return {"seq": entry.seq, "at": stamp(entry.at), "actor": entry.actor, "kind": kind, "text": text}
 
 
-def history_json(entry: Entry) -> dict[str, Any]:
+def history_json(entry: Entry, plan: Plan) -> dict[str, Any]:
     """The row with its whole event, evidence included."""
-    return {**history_row(entry), "event": event_to_json(entry.event)}
+    return {**history_row(entry, plan), "event": event_to_json(entry.event)}
+
+
+def _entered(plan: Plan, entering: int) -> str:
+    return plan.phases[entering].name if entering < len(plan.phases) else "the promotion"
 
 
 def stamp(at: datetime | None) -> str | None:
     return None if at is None else at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _results(entry: Entry) -> tuple[GateResult, ...]:
-    return entry.event.observed.results if isinstance(entry.event, Decided) else ()

@@ -12,8 +12,7 @@ from zoneinfo import ZoneInfo
 from controller.core.daily import TimeOfDay
 from controller.core.gates import span
 from controller.core.notice import Level, Notice, standing
-from controller.core.question import question_of
-from controller.core.rollout import Paused, Rollout
+from controller.core.rollout import AwaitingApproval, Paused, Rollout
 from controller.ports import Outbox, Ports
 from controller.standing import standings
 
@@ -124,7 +123,7 @@ def _rank(rollout: Rollout) -> int:
         return 3
     if isinstance(rollout.state, Paused) or rollout.troubled >= rollout.plan.policy.escalate_after:
         return 0
-    return 1 if question_of(rollout, rollout.opened_at) is not None else 2
+    return 1 if isinstance(rollout.state, AwaitingApproval) else 2
 
 
 def _line(rollout: Rollout, at: datetime) -> str:
@@ -143,6 +142,8 @@ def _line(rollout: Rollout, at: datetime) -> str:
 
 
 def _counts(rollouts: Sequence[Rollout]) -> str:
-    names = {0: "needs a look", 1: "waits for approval", 2: "under way", 3: "ended"}
-    counts = [(sum(_rank(r) == rank for r in rollouts), name) for rank, name in names.items()]
-    return ", ".join(f"{count} {name}" for count, name in counts if count) or "nothing under way"
+    one = ("needs a look", "waits for approval", "under way", "ended")
+    more = ("need a look", "wait for approval", "under way", "ended")
+    counts = [sum(_rank(r) == rank for r in rollouts) for rank in range(len(one))]
+    said = [f"{count} {(one if count == 1 else more)[rank]}" for rank, count in enumerate(counts) if count]
+    return ", ".join(said) or "nothing under way"

@@ -18,6 +18,7 @@ from controller.compare import differences
 from controller.core.decision import Hold
 from controller.core.gates import pct, span
 from controller.core.notice import account_of
+from controller.core.plan import Plan
 from controller.core.rollout import Approved, Decided, Entry, Overridden, Rejected, Rollout
 
 
@@ -54,10 +55,12 @@ def report(
         "next": describe.upcoming(rollout, now),
         "spent_usd": None if spent is None else dict(spent),
         "phases": describe.phases(rollout, entries),
-        "gates": [] if last is None else describe.explanation(rollout, entries, now)["gates"],
+        "gates": [] if last is None else describe.gate_rows(last),
         "queries": [] if last is None else describe.queries(last),
-        "people": [describe.history_row(e) for e in entries if isinstance(e.event, Approved | Rejected | Overridden)],
-        "timeline": list(_timeline(entries)),
+        "people": [
+            describe.history_row(e, rollout.plan) for e in entries if isinstance(e.event, Approved | Rejected | Overridden)
+        ],
+        "timeline": list(_timeline(entries, rollout.plan)),
         "changes": None
         if before is None
         else {
@@ -69,7 +72,7 @@ def report(
     }
 
 
-def _timeline(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+def _timeline(entries: Sequence[Entry], plan: Plan) -> Iterator[dict[str, Any]]:
     held: list[Entry] = []
     for entry in (*entries, None):
         if entry is not None and isinstance(entry.event, Decided) and isinstance(entry.event.decision, Hold):
@@ -77,11 +80,11 @@ def _timeline(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
             continue
         if held:
             looks = f"{len(held)} looks" if len(held) > 1 else "a look"
-            told = describe.history_row(held[-1])
+            told = describe.history_row(held[-1], plan)
             yield {**told, "at": describe.stamp(held[0].at), "until": told["at"], "kind": f"held at {looks}"}
             held = []
         if entry is not None:
-            row = describe.history_row(entry)
+            row = describe.history_row(entry, plan)
             text = account_of(entry, entries) if isinstance(entry.event, Decided) else row["text"]
             yield {**row, "until": None, "text": text}
 
@@ -124,7 +127,5 @@ def _lasting(seconds: float | None) -> str:
     return "" if seconds is None else span(seconds)
 
 
-def _number(value: object) -> str:
-    return (
-        f"{value:,.6g}" if isinstance(value, int | float) and not isinstance(value, bool) else "" if value is None else str(value)
-    )
+def _number(count: float) -> str:
+    return f"{count:,.0f}"

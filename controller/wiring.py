@@ -112,7 +112,6 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
         if settings.slack_token:
             from controller.adapters.slack import PostgresThreads, SlackNotifier
 
-            people = open_people(settings)
             notifier = SlackNotifier(
                 settings.slack_token,
                 settings.slack_channel,
@@ -120,26 +119,22 @@ def open_controller(settings: Settings, *, reading: bool = False) -> Iterator[Co
                 base_url=settings.slack_api_url,
                 page=settings.public_url,
                 clickable=settings.slack_clicks,
-                whom=_Whom(people) if people else _nobody,
+                whom=_Whom(open_people(settings)),
                 spent=_Spent(settings, ports),
             )
         yield Controller(settings=settings, ports=ports, outbox=audit, notifier=notifier)
 
 
-def _nobody(_: Notice) -> str:
-    return ""
-
-
 class _Whom:
-    """Whom a notice calls in Slack. A people file that cannot be used calls nobody: the news must go out all the same."""
+    """Whom a notice calls in Slack. No people file, or one that cannot be used, calls nobody: the news must go out all the same."""
 
-    def __init__(self, file: PeopleFile) -> None:
+    def __init__(self, file: PeopleFile | None) -> None:
         self._file = file
 
     def __call__(self, notice: Notice) -> str:
         from controller.adapters.slack import mentions
 
-        if not notice.on_call and not notice.asks:
+        if self._file is None or not (notice.on_call or notice.asks):
             return ""
         try:
             return mentions(notice, self._file.people())
@@ -160,8 +155,11 @@ class _Spent:
         try:
             rollout = standing(notice.rollout_id, self._ports.audit, self._ports.standings)
             until = rollout.ended_at or self._ports.audit.now()
+        except (PortError, LogError):
+            return ""
+        try:
             by_arm = spent_on(self._settings, rollout.plan, rollout.opened_at, until)
-        except (PortError, SettingsError, LogError):
+        except (PortError, SettingsError):
             self._quiet_until_s = time.monotonic() + SPEND_PAUSE_S
             return ""
         if by_arm is None:

@@ -273,10 +273,10 @@ def follow(ports: Ports, name: str, timeout_s: float | None, output: Format, *, 
             rollout = replay(entries)
             if live is not None:
                 now = ports.audit.now()
-                recent = [describe.history_row(e) for e in entries[-RECENT:]]
+                recent = [describe.history_row(e, rollout.plan) for e in entries[-RECENT:]]
                 live.update(screen(describe.detail(rollout, entries, now), recent, now), refresh=True)
             else:
-                rows = [describe.history_row(e) for e in entries[seen:]]
+                rows = [describe.history_row(e, rollout.plan) for e in entries[seen:]]
                 if output != "table":
                     print_rows(rows, HISTORY, output, header=not seen)
                 for row in rows if output == "table" else ():
@@ -330,7 +330,8 @@ def history(rollout_id: Id, *, output: Output = "table") -> int:
         entries = ports.audit.entries(name)
         if output != "table":
             entries = [ports.audit.entry(name, e.seq) for e in entries]
-    rows = (describe.history_json(e) if output in ("json", "jsonl") else describe.history_row(e) for e in entries)
+    plan, row = describe.plan_of(entries), describe.history_json if output in ("json", "jsonl") else describe.history_row
+    rows = (row(e, plan) for e in entries)
     print_rows(rows, HISTORY, output)
     return 0
 

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from controller.core.rollout import Approved, Check, Entry, Event, Overridden, Rejected
+from controller.describe import history_row
 from tests.cli.conftest import ROLLOUT, Cli
+from tests.core.test_decide import BEGAN, PLAN
 
 pytestmark = pytest.mark.services
 
@@ -100,3 +103,29 @@ def test_a_report_that_cannot_be_made_says_why(cli: Cli, rollout_id: str) -> Non
     nowhere = cli("report", rollout_id, "--out", "/nowhere/at/all.md")
     assert nowhere.code == 1 and "No such file or directory" in nowhere.err
     assert cli("report", "nobody").code == 1
+
+
+def test_of_a_rollout_under_way_gates_and_queries_are_those_of_the_same_row(cli: Cli, rollout_yaml: Path) -> None:
+    made = str(json.loads(cli("start", str(rollout_yaml), "-o", "json").out)["rollout_id"])
+    cli("tick")
+    cli("tick", "--force")
+    found = json.loads(cli("report", made, "-o", "json").out)
+    assert found["sentence"].startswith("start with canary"), "the hold after it moved nothing"
+    asked = {gate for q in found["queries"] for gate in q["gates"]}
+    assert [g["gate"] for g in found["gates"]] == ["no-sev1"] and asked == {"no-sev1"}
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (Approved(entering=1, groups=("managers",)), "entering half as managers"),
+        (Rejected(entering=0, groups=("managers",), reason="no"), "entering canary: no"),
+        (
+            Overridden(entering=3, checks=(Check.BAKE,), groups=("sre",), reason="why", ticket="INC-7"),
+            "bake of entering the promotion (INC-7: why)",
+        ),
+    ],
+)
+def test_people_answer_for_phases_by_name(event: Event, said: str) -> None:
+    row = history_row(Entry(rollout_id="chat-1", seq=5, at=BEGAN, actor="amir", event=event), PLAN)
+    assert row["text"] == said

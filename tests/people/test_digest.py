@@ -48,6 +48,11 @@ def test_what_needs_people_comes_first_and_what_has_ended_last() -> None:
     assert (told.level, told.phases, told.channel) == (Level.INFO, (), "#llm")
 
 
+def test_several_are_counted_in_the_plural() -> None:
+    asking = [replace(asked(f"r{i}"), plan=replace(with_approval(), name=f"r{i}"), state=waiting()) for i in range(2)]
+    assert digest(asking, NINE).standing == "2 wait for approval"
+
+
 def test_a_long_list_is_cut_and_says_so() -> None:
     told = digest([asked(f"r{i}") for i in range(40)], NINE)
     assert told.text.splitlines()[-1] == "and 15 more" and "r24 " in told.text and "r25 " not in told.text

@@ -180,7 +180,8 @@ def _reading(api: FastAPI, parts: Api, door: Door) -> None:
         tags=["rollouts"],
     )
     def decision(rollout_id: RolloutId, seq: Annotated[int, Path(ge=1, lt=2**31)], call: Reader) -> Response:
-        return as_json(describe.history_json(audit.entry(rollout_id, seq)))
+        plan = describe.plan_of(audit.entries(rollout_id))
+        return as_json(describe.history_json(audit.entry(rollout_id, seq), plan))
 
 
 # --- plans ----------------------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def page_of(ports: Ports, states: Collection[str], search: str, limit: int, curs
     ids = ports.index.known(KNOWN_MAX)
     begin = 0
     if cursor is not None:
-        after = _decoded(cursor)
+        after = decoded(cursor)
         if after not in ids:
             raise of_field("query.cursor", cursor, "is not the `next` of a page")
         begin = ids.index(after) + 1
@@ -53,7 +53,7 @@ def page_of(ports: Ports, states: Collection[str], search: str, limit: int, curs
             if len(found) == limit:
                 break
     more = bool(ids) and last + 1 < len(ids) and begin < len(ids)
-    return {"rollouts": found, "next": _encoded(ids[last]) if more else None}
+    return {"rollouts": found, "next": encoded(ids[last]) if more else None}
 
 
 def summary_of(ports: Ports, rollout_id: str) -> dict[str, Any]:
@@ -68,7 +68,11 @@ def rows_of(ports: Ports, rollout_id: str, *, after: int, limit: int, evidence: 
     """Rows of one rollout from `after` on, oldest first; with `evidence` whole, raw answers included."""
     entries = ports.audit.entries(rollout_id)
     part = entries[after : after + (min(limit, EVIDENCE_MAX) if evidence else limit)]
-    rows = [describe.history_json(ports.audit.entry(rollout_id, e.seq)) if evidence else describe.history_row(e) for e in part]
+    plan = describe.plan_of(entries)
+    rows = [
+        describe.history_json(ports.audit.entry(rollout_id, e.seq), plan) if evidence else describe.history_row(e, plan)
+        for e in part
+    ]
     end = after + len(part)
     return {"rollout_id": rollout_id, "rows": rows, "next": end if part and end < len(entries) else None}
 
@@ -78,12 +82,14 @@ def _searched(row: dict[str, Any]) -> str:
     return " ".join(str(row.get(k) or "") for k in keys).lower()
 
 
-def _encoded(rollout_id: str) -> str:
-    return urlsafe_b64encode(rollout_id.encode()).decode().rstrip("=")
+def encoded(text: str) -> str:
+    """For a cursor, or a path within an address."""
+    return urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
-def _decoded(cursor: str) -> str:
+def decoded(text: str) -> str:
+    """What `encoded` was given; "" of what it did not make."""
     try:
-        return urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        return urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
     except ValueError:
         return ""

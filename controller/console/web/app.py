@@ -5,19 +5,16 @@ Each page asks who is there and for a right; each form is checked to be ours and
 is decided here, and nothing that a person or a provider wrote reaches a browser unescaped.
 """
 
-import hmac
 import re
 import secrets
 import uuid
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, urlencode
 
 import structlog
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -36,10 +33,12 @@ from controller.codec import event_to_json, plan_digest
 from controller.commands import CommandRefused, check_start
 from controller.compare import differences, last_of
 from controller.console.api.app import alone, exported, verified
+from controller.console.api.listing import decoded, encoded
 from controller.console.api.models import ROLLOUT_ID
 from controller.console.api.problems import Refused, refused
 from controller.console.api.shield import Shield
 from controller.console.web import charts, views
+from controller.console.web.entrance import Entrance, read_form
 from controller.console.web.live import Full, Live
 from controller.console.web.login import Keeper, Who, check_form, cookie_name, form_token, set_cookie
 from controller.core.measurement import Evidence
@@ -55,7 +54,7 @@ from controller.wiring import NO_PROMETHEUS, Api, check_models, make_metrics, ma
 from specfile import SpecError, load
 
 if TYPE_CHECKING:
-    from controller.adapters.oidc import Question
+    pass
 
 log = structlog.get_logger("penstock.console")
 
@@ -77,10 +76,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
-
-OIDC_COOKIE = "penstock_oidc"
-
-_OWN_PATH = re.compile(r"/(?![/\\])[A-Za-z0-9._~/?=&%:,+-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +117,8 @@ class _Console:
         self._parts = parts
         self._ports = parts.ports
         self._board = views.Board(parts.ports)
-        self._oidc = make_oidc(parts.settings)
         self._keeper = Keeper(parts.people, parts.sessions, parts.settings.console_login, parts.settings.oidc_issuer)
+        self._entrance = Entrance(self._keeper, make_oidc(parts.settings), self._render, self._board.warm)
         self._live = Live(self._ends)
         self._pages = Environment(
             loader=FileSystemLoader(HERE / "templates"),
@@ -155,10 +150,7 @@ class _Console:
         page, form = self._page, self._form
         routes = [
             Route("/", page(lambda v: RedirectResponse("/rollouts", 303))),
-            Route("/login", self._login_page, methods=["GET"]),
-            Route("/login", self._log_in, methods=["POST"]),
-            Route("/login/oidc", self._go_to_issuer),
-            Route("/login/oidc/back", self._back_from_issuer),
+            *self._entrance.routes(),
             Route("/logout", form(self._log_out, Right.READ), methods=["POST"]),
             Route("/rollouts", page(self._rollouts)),
             Route(one, page(self._rollout)),
@@ -192,7 +184,7 @@ class _Console:
 
     def _form(self, work: Work, right: Right) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         async def answer(request: Request) -> Response:
-            form = await _read_form(request)
+            form = await read_form(request)
             return await run_in_threadpool(self._answer, request, work, right, form)
 
         return answer
@@ -258,93 +250,6 @@ class _Console:
     def _show(self, visit: Visit, template: str, **values: Any) -> Response:
         return self._render(visit.request, template, visit.who, **values)
 
-    # --- login ------------------------------------------------------------------------------------------------------------------
-
-    async def _login_page(self, request: Request) -> Response:
-        return self._login_form(request)
-
-    def _login_form(self, request: Request, *, problem: Refused | None = None, login: str = "") -> Response:
-        self._board.warm()
-        # The form of somebody who is nobody yet: bound to this browser by a cookie all the same.
-        key = request.cookies.get(cookie_name(request), "") or secrets.token_urlsafe(32)
-        response = self._render(
-            request,
-            "login.html",
-            None,
-            status=200 if problem is None else problem.problem.status,
-            headers={} if problem is None else problem.headers,
-            problem=None if problem is None else problem.problem,
-            form_token=form_token(key),
-            after=_own_path(request.query_params.get("next", "")),
-            login=login,
-            asks=self._keeper.asks,
-            people_file=self._keeper.people_file,
-            issuer="" if self._oidc is None else self._oidc.issuer,
-        )
-        if cookie_name(request) not in request.cookies:
-            set_cookie(request, response, key)
-        return response
-
-    async def _log_in(self, request: Request) -> Response:
-        form = await _read_form(request)
-        login = form.get("login", "")[:254]
-        try:
-            check_form(request, request.cookies.get(cookie_name(request), ""), form.get("token", ""))
-            if not self._keeper.asks:
-                raise Refused(401, "unknown-caller", "nobody can log in: this controller knows no people (PENSTOCK_PEOPLE_FILE)")
-            key = await run_in_threadpool(self._keeper.log_in, request, login, form.get("password", ""))
-        except Refused as exc:
-            return self._login_form(request, problem=exc, login=login)
-        except PortError as exc:
-            return self._login_form(request, problem=refused(exc), login=login)
-        response = RedirectResponse(_own_path(form.get("next", "")) or "/rollouts", 303)
-        set_cookie(request, response, key)
-        return response
-
-    async def _go_to_issuer(self, request: Request) -> Response:
-        secret, after = secrets.token_urlsafe(32), _own_path(request.query_params.get("next", ""))
-        try:
-            if self._oidc is None:
-                raise HTTPException(404, "this console knows no issuer")
-            where = await run_in_threadpool(self._oidc.where, _question(request, secret))
-        except (PortError, HTTPException) as exc:
-            return self._login_form(request, problem=refused(exc))
-        response = RedirectResponse(where, 303)
-        response.set_cookie(
-            OIDC_COOKIE,
-            f"{secret}.{_encoded(after)}",
-            max_age=600,
-            path="/login/oidc",
-            secure=request.url.scheme == "https",
-            httponly=True,
-            samesite="lax",
-        )
-        return response
-
-    async def _back_from_issuer(self, request: Request) -> Response:
-        secret, _, after = request.cookies.get(OIDC_COOKIE, "").partition(".")
-        try:
-            if self._oidc is None or not secret:
-                raise Refused(403, "form", "this login did not begin in this browser, or took too long: log in again")
-            key = await run_in_threadpool(self._proven, request, secret)
-        except (PortError, Refused) as exc:
-            response = self._login_form(request, problem=refused(exc))
-        else:
-            response = RedirectResponse(_own_path(_decoded(after)) or "/rollouts", 303)
-            set_cookie(request, response, key)
-        response.delete_cookie(OIDC_COOKIE, path="/login/oidc")
-        return response
-
-    def _proven(self, request: Request, secret: str) -> str:
-        from controller.adapters.oidc import NotProven
-
-        assert self._oidc is not None
-        try:
-            proven = self._oidc.who(_question(request, secret), dict(request.query_params))
-        except NotProven as exc:
-            raise Refused(401, "not-proven", str(exc)) from exc
-        return self._keeper.let_in(request, self._oidc.issuer, proven.email)
-
     def _log_out(self, visit: Visit) -> Response:
         self._keeper.log_out(visit.request)
         response = RedirectResponse("/login", 303)
@@ -358,14 +263,14 @@ class _Console:
         now = self._ports.audit.now()
         show = visit.query("show") if visit.query("show") in ("attention", "running", "ended") else "all"
         active = () if show == "ended" or after else self._board.active(search, now)
-        ended, more = ((), "") if show in ("attention", "running") else self._board.ended(search, _decoded(after), now)
+        ended, more = ((), "") if show in ("attention", "running") else self._board.ended(search, decoded(after), now)
         return self._show(
             visit,
             "rollouts.html",
             attention=[c for c in active if c.rank < 5] if show != "running" else [],
             running=[c for c in active if c.rank >= 5] if show != "attention" else [],
             ended=ended,
-            more=_encoded(more) if more else "",
+            more=encoded(more) if more else "",
             search=search,
             show=show,
             paged=bool(after),
@@ -422,7 +327,7 @@ class _Console:
             "row.html",
             rollout=rollout,
             entry=entry,
-            told=describe.history_row(entry),
+            told=describe.history_row(entry, rollout.plan),
             account=account_of(entry, entries) if isinstance(entry.event, Decided) else "",
             results=views.enforced(entry.event.observed.results) if isinstance(entry.event, Decided) else [],
             questions=_questions(entry),
@@ -651,48 +556,11 @@ class _Safe:
             await self._app(scope, receive, sending)
 
 
-def _question(request: Request, secret: str) -> "Question":
-    """All of it comes from one secret in the browser's cookie, so that nothing needs to be remembered here."""
-    from controller.adapters.oidc import Question
-
-    def part(name: str) -> str:
-        return hmac.new(secret.encode(), name.encode(), sha256).hexdigest()
-
-    back = f"{request.url.scheme}://{request.headers.get('host', '')}/login/oidc/back"
-    return Question(state=part("state"), nonce=part("nonce"), verifier=part("verifier"), back=back)
-
-
-async def _read_form(request: Request) -> dict[str, str]:
-    """Raises Refused: it is no form, or has too many fields."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/x-www-form-urlencoded":
-        return {}
-    try:
-        return dict(parse_qsl((await request.body()).decode(), keep_blank_values=True, max_num_fields=50))
-    except ValueError:
-        return {}
-
-
 def _id(visit: Visit) -> str:
     rollout_id = str(visit.request.path_params["rollout_id"])
     if not re.fullmatch(ROLLOUT_ID, rollout_id):
         raise UnknownRollout(f"no rollout {rollout_id[:80]!r}")
     return rollout_id
-
-
-def _own_path(text: str) -> str:
-    """Where to go after the login; "" for anything but a page of this console."""
-    return text if len(text) < 1_000 and _OWN_PATH.fullmatch(text) else ""
-
-
-def _encoded(text: str) -> str:
-    return urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def _decoded(text: str) -> str:
-    try:
-        return urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
-    except ValueError:
-        return ""
 
 
 def _indented(data: Any) -> str:

@@ -260,7 +260,7 @@ def timeline(entries: Sequence[Entry], before: int) -> tuple[tuple[Line, ...], i
     Returns:
         A page, and `before` of the next one; 0 on the last.
     """
-    rows = [e for e in entries if not before or e.seq < before]
+    rows, plan = [e for e in entries if not before or e.seq < before], describe.plan_of(entries)
     lines: list[Line] = []
     at = len(rows)
     while at > 0 and len(lines) < ROWS_ON_A_PAGE:
@@ -270,7 +270,7 @@ def timeline(entries: Sequence[Entry], before: int) -> tuple[tuple[Line, ...], i
         while at > 0 and _same_hold(entry, rows[at - 1]):
             at -= 1
             count, since = count + 1, rows[at].at
-        told = describe.history_row(entry)
+        told = describe.history_row(entry, plan)
         lines.append(Line(entry=entry, kind=_kind(entry), text=told["text"], count=count, since=since, moved=_moved(entry)))
     return tuple(lines), rows[at].seq if at > 0 else 0
 

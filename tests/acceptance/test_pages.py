@@ -1,36 +1,28 @@
 """What people see of a finished demo in a browser: Prefect's history of the rollouts and the Slack channel."""
 
+import json
 import os
-import shutil
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.acceptance.conftest import Demo
+from tests.browser import chromium
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.browser, pytest.mark.timeout(700)]
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium is not None, "chromium is not installed; ./dev test installs it or says how"
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS, env=dict(os.environ))
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture
@@ -70,3 +62,53 @@ def test_the_slack_channel_has_one_message_a_rollout_and_its_end_in_it(demo: Dem
         rollout_id = demo.rows[scenario]["rollout_id"]
         expect(page.get_by_text(rollout_id, exact=False).first).to_be_visible()
         expect(page.get_by_text(words, exact=False).first).to_be_visible()
+
+
+FORMS = {
+    "metadata": {"name": "forms"},
+    "environment": "demo",
+    "flag": "forms",
+    "baseline": {"model": "gpt-4.1"},
+    "candidate": {"model": "gpt-5"},
+    "slos": [{"name": "errors", "indicator": "error_ratio", "max": "1%"}],
+    "gates": {"every": "5s", "guard_every": "1s"},
+    "phases": [
+        {"name": "canary", "traffic": "5%", "bake": "1h", "approval": {"from": ["release-managers"]}},
+        {"name": "full", "traffic": "100%", "bake": "1h"},
+    ],
+}
+
+
+def test_prefects_forms_start_approve_and_roll_back(demo: Demo, page: Page) -> None:
+    prefect = demo.addresses["Prefect"].removesuffix("/runs")
+    found = httpx.post(f"{prefect}/api/deployments/filter", json={}).json()
+    forms = {d["name"]: f"{prefect}/deployments/deployment/{d['id']}/run" for d in found}
+
+    def submit(form: str, parameters: dict[str, Any]) -> None:
+        page.goto(forms[form])
+        expect(page.get_by_text("Validate parameters")).to_be_visible()
+        page.locator("button.p-button--outline").first.click()
+        page.get_by_text("Use JSON input").click()
+        page.locator("textarea.p-code-input__textarea").first.fill(json.dumps(parameters))
+        page.get_by_role("button", name="Submit").click()
+        expect(page).not_to_have_url(re.compile("/run$"))
+
+    submit("rollout", {"spec": FORMS, "requested_by": "alice"})
+    rollout = became(demo, "awaiting_approval")
+    submit("approve", {"rollout": rollout, "group": "release-managers", "approver": "dana"})
+    assert became(demo, "baking") == rollout
+    submit("rollback", {"rollout": rollout, "reason": "walked through the form", "requested_by": "dana"})
+    assert became(demo, "rolled_back") == rollout
+
+
+def became(demo: Demo, state: str) -> str:
+    """The id of the rollout of the forms, once it is in this state; pytest's own timeout is the limit of patience."""
+    command = [sys.executable, "-m", "controller.cli.app", "list", "--all", "-o", "jsonl"]
+    while True:
+        listed = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, "PENSTOCK_HOME": str(demo.home)}
+        )
+        for row in map(json.loads, listed.stdout.splitlines()):
+            if row["flag"] == "forms" and row["state"] == state:
+                return str(row["rollout_id"])
+        time.sleep(0.5)

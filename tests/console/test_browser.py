@@ -1,7 +1,6 @@
 """The console in chromium against `penstock serve`, a real Postgres and rollouts that the real controller moves."""
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from controller.adapters.memory import MemoryMetrics
 from controller.adapters.postgres import app_url
@@ -22,13 +21,13 @@ from controller.wiring import open_api
 from services.ports import free_port
 from services.process import ChildProcess, http_ready
 from tests.api.conftest import PLAN, TOKENS
+from tests.browser import chromium
 from tests.console.web import PASSWORD, WITH_PASSWORDS
 from tests.ports.databases import Databases
 from tests.ports.events import applied, change, decided, hold, opened, roll_back
 
 pytestmark = [pytest.mark.services, pytest.mark.browser]
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}
 
 
@@ -69,12 +68,8 @@ def live(databases: Databases, tmp_path: Path) -> Iterator[Live]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium is not None, "chromium is not installed; ./dev test installs it or says how"
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=FLAGS, env=dict(os.environ))
+    with chromium() as running:
         yield running
-        running.close()
 
 
 Enter = Callable[..., Page]

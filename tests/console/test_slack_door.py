@@ -304,9 +304,16 @@ async def test_a_button_of_before_answers_no_later_question(engine: Engine, peop
     ],
 )
 def test_what_is_no_click_of_ours_is_acknowledged_and_does_nothing(engine: Engine, payload: Any) -> None:
+    assert unreachable(engine, None).take(payload) == ({}, None)
+
+
+def unreachable(engine: Engine, people: Path | None) -> SlackDoor:
+    """A door behind which no Slack answers: for payloads that need none."""
     audit = PostgresAudit(engine)
     ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=MemoryMetrics())
-    assert SlackDoor(ports, None, SlackDesk("xoxb-test", base_url="http://127.0.0.1:9/")).take(payload) == ({}, None)
+    return SlackDoor(
+        ports, None if people is None else PeopleFile(people), SlackDesk("xoxb-test", base_url="http://127.0.0.1:9/")
+    )
 
 
 # --- signed HTTP ----------------------------------------------------------------------------------------------------------------
@@ -368,9 +375,7 @@ async def test_signed_http_does_the_same_and_nothing_that_is_not_signed_now(engi
 async def test_a_request_that_is_no_text_no_time_or_no_payload_is_refused_and_breaks_nothing(
     engine: Engine, people: Path, stamp: str | None, signature: str | None, body: bytes, status: int
 ) -> None:
-    audit = PostgresAudit(engine)
-    ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=MemoryMetrics())
-    door = SlackDoor(ports, PeopleFile(people), SlackDesk("xoxb-test", base_url="http://127.0.0.1:9/"))
+    door = unreachable(engine, people)
     at = stamp or str(int(time.time()))
     signed_as = slack_signature("secret", at, body) if signature is None else signature
     headers = {b"x-slack-request-timestamp": at.encode(), b"x-slack-signature": signed_as.encode()}
@@ -396,18 +401,14 @@ def submission(verb: str, kept: Any, values: Any) -> dict[str, Any]:
     ],
 )
 def test_a_modal_without_a_reason_asks_for_it_whatever_stands_there(engine: Engine, people: Path, values: Any) -> None:
-    audit = PostgresAudit(engine)
-    ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=MemoryMetrics())
-    door = SlackDoor(ports, PeopleFile(people), SlackDesk("xoxb-test", base_url="http://127.0.0.1:9/"))
+    door = unreachable(engine, people)
     answer, later = door.take(submission("override", {"r": "chat-1", "d": "d"}, values))
     assert answer == {"response_action": "errors", "errors": {"reason": "a reason is needed"}} and later is None
 
 
 @pytest.mark.parametrize("rollout_id", ["nul\0x", "\ud800", "ä", "", 5])
 def test_a_modal_with_an_id_that_is_none_does_nothing(engine: Engine, people: Path, rollout_id: Any) -> None:
-    audit = PostgresAudit(engine)
-    ports = Ports(audit=audit, index=audit, flags=PostgresFlags(engine), metrics=MemoryMetrics())
-    door = SlackDoor(ports, PeopleFile(people), SlackDesk("xoxb-test", base_url="http://127.0.0.1:9/"))
+    door = unreachable(engine, people)
     assert door.take(submission("roll_back", {"r": rollout_id}, {"reason": {"value": {"value": "why"}}})) == ({}, None)
 
 

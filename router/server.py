@@ -42,7 +42,7 @@ BACKLOG = 2048
 
 GARBAGE = (20_000, 20, 50)
 """Thresholds of Python's collector. With its own (700) it walks through everything that is under way again and again: 64 requests at a time cost
-12 % more each than 16, and as much with these (bench.router_cpu, JSON)."""
+9 to 14 % more each than 16, and up to 7 % with these in three runs of four (bench.router_cpu, JSON)."""
 
 
 def create_app(

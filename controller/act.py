@@ -15,8 +15,8 @@ from controller.core.people import Caller, NotAllowed, People, Right, require
 from controller.core.plan import Approval, Plan
 from controller.core.question import step_digest
 from controller.core.rollout import Check, LogError, Rollout, replay
-from controller.ports import PortError, Ports, Unavailable
-from flagspec import RouteFlag
+from controller.ports import CaughtUp, PortError, Ports, Unavailable
+from flagspec import RouteFlag, Snapshot
 
 if TYPE_CHECKING:
     from controller.tick import Tick
@@ -54,6 +54,15 @@ class Switch(Protocol):
         self, environment: str, key: str, killed: bool, *, actor: str, reason: str, expected_version: int | None = None
     ) -> RouteFlag:
         """Raises UnknownFlag, FlagConflict, FlagUnavailable."""
+
+
+class Restorable(Protocol):
+    """A flag store that knows its revision; `adapters.postgres.PostgresFlags` is one."""
+
+    def snapshot(self, environment: str) -> Snapshot: ...
+
+    def catch_up(self, environment: str, seen: int, *, actor: str, reason: str) -> CaughtUp | None:
+        """As `FlagStore.catch_up`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +238,35 @@ def switch(
     require(caller, Right.KILL if killed else Right.UNKILL)
     said = words("reason", reason)
     return flags.set_killed(environment, key, killed, actor=caller.name, reason=said, expected_version=version)
+
+
+BEYOND_A_BACKUP = 1_000_000_000
+"""Writes that a flag store is taken to have lost where nobody knows better: more than any has in the life of a backup."""
+
+
+def restored(flags: Restorable, environment: str, caller: Caller, *, reason: str, seen: int | None = None) -> CaughtUp:
+    """
+    Say that the flag store was restored from a backup: what is part-way is lowered, and readers hear the store again.
+
+    Args:
+        flags: Where.
+        environment: Which.
+        caller: Who.
+        reason: Goes into the flags' history.
+        seen: The highest revision that a reader has (`penstock_flag_revision_applied` of the routers); None for whatever it is.
+
+    Raises:
+        NotAllowed: the caller does not have the right (to kill: it can only lower).
+        BadAsk: no reason; or the store is at that revision or above, so that nobody is ahead of it.
+        FlagUnavailable: as the store says.
+    """
+    require(caller, Right.KILL)
+    said = words("reason", reason)
+    here = flags.snapshot(environment).revision
+    done = flags.catch_up(environment, here + BEYOND_A_BACKUP if seen is None else seen, actor=caller.name, reason=said)
+    if done is None:
+        raise BadAsk("seen", f"{environment} is at revision {here}: a reader that has seen {seen} is not ahead of it")
+    return done
 
 
 # --- clicks ---------------------------------------------------------------------------------------------------------------------

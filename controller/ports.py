@@ -312,6 +312,25 @@ class FlagCapabilities:
     propagation_bound_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaughtUp:
+    """
+    What became of an environment whose store had gone back in time.
+
+    Args:
+        environment: Which.
+        was, revision: Of the store before and after.
+        lowered: Flags that were part-way and carry 0 now.
+        kept: Flags that send everybody to the candidate, as before: nobody knows whether that is still meant.
+    """
+
+    environment: str
+    was: int
+    revision: int
+    lowered: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
 class FlagStore(Protocol):
     capabilities: FlagCapabilities
 
@@ -355,6 +374,18 @@ class FlagStore(Protocol):
         Raises:
             UnknownFlag: there is no such flag.
             FlagUnavailable: unknown whether it landed.
+        """
+
+    def catch_up(self, environment: str, seen: int, *, actor: str, reason: str) -> CaughtUp | None:
+        """
+        Readers have seen revision `seen`: if the store has not come so far, it was restored from a backup. Its revision is moved above
+        theirs, flags that are part-way are lowered to 0, for the store may have forgotten who lowered them, and all are written again.
+
+        Returns:
+            None when the store is at that revision or above.
+
+        Raises:
+            FlagUnavailable: unknown whether it landed; `seen` is so far off that no store can have been there; the store is read-only.
         """
 
 

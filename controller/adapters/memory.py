@@ -20,6 +20,7 @@ from controller.core.plan import Gate
 from controller.core.rollout import Applied, Entry, Opened, replay
 from controller.core.traffic import Beat, Kind, Question, Traffic, TrafficRead
 from controller.ports import (
+    CaughtUp,
     FlagCapabilities,
     FlagChange,
     FlagConflict,
@@ -36,7 +37,7 @@ from controller.ports import (
     UnknownRollout,
 )
 from controller.shelf import Mark
-from flagspec import RouteFlag
+from flagspec import WEIGHT_MAX, RouteFlag
 
 Clock = Callable[[], datetime]
 
@@ -236,6 +237,19 @@ class MemoryFlags:
         )
         # Un-killing never brings traffic back by itself.
         return self._put(by if killed else replace(by, weight=0, shadow_weight=0))
+
+    def catch_up(self, environment: str, seen: int, *, actor: str, reason: str) -> CaughtUp | None:
+        if self.revision >= seen:
+            return None
+        was, self.revision = self.revision, seen + 1_000_000
+        lowered: list[str] = []
+        kept: list[str] = []
+        for flag in sorted((f for f in self.flags.values() if f.environment == environment), key=lambda f: f.key):
+            part_way = flag.shadow_weight > 0 or 0 < flag.weight < WEIGHT_MAX
+            again = replace(flag, version=flag.version + 1, revision=self.revision + 1)
+            self._put(replace(again, weight=0, shadow_weight=0, decision_id=f"catch_up:{seen}") if part_way else again)
+            (lowered if part_way else kept if flag.weight and not flag.killed else []).append(flag.key)
+        return CaughtUp(environment=environment, was=was, revision=self.revision, lowered=tuple(lowered), kept=tuple(kept))
 
     def _put(self, flag: RouteFlag) -> RouteFlag:
         self.revision = flag.revision

@@ -38,7 +38,7 @@ _COMMANDS = {
     "rollback": ("controller.cli.acting:rollback", "Bring the candidate back to 0% now."),
     "abort": ("controller.cli.acting:abort", "Call a rollout off, whatever the candidate is like; 0% now."),
     "drill": ("controller.cli.drill:drill", "Let something fail on purpose, for no user: fallback."),
-    "flags": ("controller.cli.flags:flags", "The flags themselves: list, kill, unkill."),
+    "flags": ("controller.cli.flags:flags", "The flags themselves: list, kill, unkill, restored."),
     "token": ("controller.cli.acting:token", "Tokens of the HTTP API: new."),
     "people": ("controller.cli.acting:people", "People of people.yaml: password."),
     "digest": (

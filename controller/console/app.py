@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from controller.adapters.slack.desk import SlackDesk
-from controller.console import alertmanager
+from controller.console import alertmanager, flags_hub
 from controller.console.api.app import PREFIX, create_api
 from controller.console.api.calls import Door
 from controller.console.flags_door import Admit, routes
@@ -118,7 +118,7 @@ def run(settings: Settings, listen: str) -> int:
         if watch is not None:
             registry.register(CensusCollector(watch.census))
             checks = {"database": watch.database, "guard": beating(watch.guard_age_s)}
-        app = create_app(hub, checks, [registry], api=api, people=open_people(settings), slack=slack)
+        app = create_app(hub, checks, [registry, flags_hub.REGISTRY], api=api, people=open_people(settings), slack=slack)
         config = uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=3)
         host, port = bound.getsockname()[:2]
         sys.stderr.write(f"penstock serve listening on http://{listen.rpartition(':')[0] or host}:{port}\n")

@@ -58,6 +58,9 @@ class FlagFeed(Protocol):
     async def next(self, seen: Snapshot) -> State:
         """Waits until the environment is at another revision than `seen`."""
 
+    async def overtaken(self, environment: str, seen: int, *, believed: bool) -> State:
+        """A reader says to have seen this revision, which is not here. Raises FlagUnavailable."""
+
     async def set_killed(
         self, environment: str, key: str, killed: bool, *, actor: str, reason: str, expected_version: int | None = None
     ) -> RouteFlag:
@@ -83,14 +86,14 @@ def routes(feed: FlagFeed, admit: Admit | None = None) -> list[BaseRoute]:
 
     Args:
         feed: Where flags come from; it is started by the first request if the application has not done it.
-        admit: Who may kill; None takes the body's word for who it is.
+        admit: Who may kill; None takes the body's word for who it is, and a reader's for what it has seen: that can lower flags, too.
     """
 
     async def snapshot(request: Request) -> Response:
-        return await _snapshot(feed, request)
+        return await _snapshot(feed, request, believes=admit is None)
 
     async def events(request: Request) -> Response:
-        return await _events(feed, request)
+        return await _events(feed, request, believes=admit is None)
 
     async def kill(request: Request) -> Response:
         return await _set_killed(feed, request, admit, killed=True)
@@ -109,10 +112,17 @@ def routes(feed: FlagFeed, admit: Admit | None = None) -> list[BaseRoute]:
 # --- reading --------------------------------------------------------------------------------------------------------------------
 
 
-async def _snapshot(feed: FlagFeed, request: Request) -> Response:
+async def _current(feed: FlagFeed, environment: str, seen: int, *, believes: bool) -> State:
+    """Also for a reader that has seen more than the feed: then the store went back in time, or this door is late."""
+    state = await feed.current(environment)
+    return state if seen <= state.revision else await feed.overtaken(environment, seen, believed=believes)
+
+
+async def _snapshot(feed: FlagFeed, request: Request, *, believes: bool) -> Response:
     environment = _name(request.query_params.get("environment"), "environment")
     after, wait_s = _long_poll(request)
-    state = await feed.current(environment)
+    seen = max(after or 0, _seen(request.headers.get("if-none-match"), environment))
+    state = await _current(feed, environment, seen, believes=believes)
     if after is not None and state.revision <= after:
         state = await _past(feed, state, after, wait_s)
         if state.revision <= after:
@@ -134,11 +144,12 @@ async def _past(feed: FlagFeed, state: State, revision: int, wait_s: float) -> S
     return state
 
 
-async def _events(feed: FlagFeed, request: Request) -> Response:
+async def _events(feed: FlagFeed, request: Request, *, believes: bool) -> Response:
     environment = _name(request.query_params.get("environment"), "environment")
-    state = await feed.current(environment)
+    last_event_id = request.headers.get("last-event-id", "")
+    state = await _current(feed, environment, _revision(last_event_id) or 0, believes=believes)
     return _EventStream(
-        _stream(feed, state, request.headers.get("last-event-id")),
+        _stream(feed, state, last_event_id),
         ping=HEARTBEAT_S,
         ping_message_factory=lambda: ServerSentEvent(comment="alive"),
         sep="\n",
@@ -147,7 +158,7 @@ async def _events(feed: FlagFeed, request: Request) -> Response:
     )
 
 
-async def _stream(feed: FlagFeed, state: State, last_event_id: str | None) -> AsyncIterator[ServerSentEvent]:
+async def _stream(feed: FlagFeed, state: State, last_event_id: str) -> AsyncIterator[ServerSentEvent]:
     if last_event_id == str(state.revision):
         yield ServerSentEvent(comment=f"still at revision {state.revision}")
     else:
@@ -265,7 +276,8 @@ def _long_poll(request: Request) -> tuple[int | None, float]:
         if wait is not None:
             raise _Refused(400, "after", "after: missing; wait needs the revision to wait for")
         return None, 0.0
-    if not (after.isascii() and after.isdigit() and len(after) <= 18):
+    revision = _revision(after)
+    if revision is None:
         raise _Refused(400, "after", f"after: {after[:40]!r} is not a revision")
     try:
         wait_s = 0.0 if wait is None else float(wait)
@@ -273,7 +285,17 @@ def _long_poll(request: Request) -> tuple[int | None, float]:
         wait_s = math.nan
     if not 0 <= wait_s <= WAIT_MAX_S:
         raise _Refused(400, "wait", f"wait: {(wait or '')[:40]!r} is not a number of seconds within 0..{WAIT_MAX_S:g}")
-    return int(after), wait_s
+    return revision, wait_s
+
+
+def _revision(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
+def _seen(if_none_match: str | None, environment: str) -> int:
+    """The highest revision of this environment among the tags; 0 if there is none."""
+    named = [tag.strip('"').removeprefix(f"{environment}:") for tag in _tags(if_none_match) if tag.startswith(f'"{environment}:')]
+    return max((_revision(text) or 0 for text in named), default=0)
 
 
 def _cache_headers(state: State) -> dict[str, str]:
@@ -282,7 +304,9 @@ def _cache_headers(state: State) -> dict[str, str]:
 
 
 def _matches(if_none_match: str | None, etag: str) -> bool:
-    if if_none_match is None:
-        return False
-    offered = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    offered = _tags(if_none_match)
     return "*" in offered or etag in offered
+
+
+def _tags(if_none_match: str | None) -> list[str]:
+    return [] if if_none_match is None else [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]

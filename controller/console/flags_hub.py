@@ -3,11 +3,13 @@ One reader of the flags for a whole process, and any number of readers behind it
 
 A thread of the hub waits for the source; the event loop hands what it found to everybody who waits. Readers are not queued for: each
 compares what it has sent with what is current, so that a slow one skips what is no longer true and costs nobody anything. Its one rule:
-when the source is down the last state stays, nobody is told a new one, and whoever comes fresh is told that it is down.
+when the source is down the last state stays, nobody is told a new one, and whoever comes fresh is told that it is down. A source that
+went back in time (restored from a backup) is lifted above what was seen of it before anything of it is told.
 """
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -16,9 +18,26 @@ from functools import cached_property
 from typing import Protocol, Self
 
 import orjson
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from controller.ports import FlagConflict, FlagUnavailable
+from controller.ports import CaughtUp, FlagConflict, FlagUnavailable
 from flagspec import RouteFlag, Snapshot, flag_to_json
+
+log = structlog.get_logger("penstock.flags")
+
+REGISTRY = CollectorRegistry()
+
+_restored = Gauge(
+    "penstock_flag_store_restored_timestamp_seconds",
+    "When this door last lifted a flag store that had gone back in time, by its own clock; 0 for never.",
+    registry=REGISTRY,
+)
+_ahead = Counter(
+    "penstock_flag_readers_ahead",
+    "Questions of readers that have seen a later revision than the flag store has, and were not taken at their word.",
+    registry=REGISTRY,
+)
 
 RESYNC_S = 1.0
 """How often the source is read although it said nothing: a lost notification costs no more than this."""
@@ -27,6 +46,9 @@ BACKOFF_S = (0.1, 2.0)
 """First and longest pause between tries when the source is down."""
 
 _STOP_NOTICED_S = 0.1
+
+_SAY_AGAIN_S = 60.0
+"""Between two lines about readers that are ahead."""
 
 FIRST_STATE_WAIT_S = 5.0
 """How long the first requests wait for the first state."""
@@ -52,6 +74,8 @@ class KillSwitch(Protocol):
     def set_killed(
         self, environment: str, key: str, killed: bool, *, actor: str, reason: str, expected_version: int | None = None
     ) -> RouteFlag: ...
+
+    def catch_up(self, environment: str, seen: int, *, actor: str, reason: str) -> CaughtUp | None: ...
 
 
 @dataclass(frozen=True)
@@ -104,6 +128,9 @@ class FlagHub:
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._highest: dict[str, int] = {}
+        self._catching_up = asyncio.Lock()
+        self._said_s = -math.inf
 
     async def __aenter__(self) -> Self:
         self.start()
@@ -173,22 +200,99 @@ class FlagHub:
         flag = await asyncio.to_thread(act)
         if self._thread is None:
             return flag  # nobody reads yet
+        await self._reach(environment, flag.revision, self._resync_s)
+        return flag
+
+    async def overtaken(self, environment: str, seen: int, *, believed: bool) -> State:
+        """
+        For a reader that says to have seen a revision which is not here. It may be on its way from another door; if it does not come, the
+        store was restored from a backup, and is lifted above it.
+
+        Args:
+            environment, seen: What the reader says.
+            believed: Whether its word is enough to lower flags by. If not, people are told.
+
+        Raises:
+            FlagUnavailable: the source is down.
+        """
+        state = await self._reach(environment, seen, 2 * self._resync_s)
+        if state.revision >= seen:
+            return state
+        why = "a reader's word is not enough where people have rights"
+        if believed:
+            async with self._catching_up:  # of a thousand readers one is enough
+                if self._shared.state(environment).revision < seen:
+                    try:
+                        await asyncio.to_thread(self._catch_up, environment, seen, "readers")
+                    except FlagUnavailable as exc:
+                        why = str(exc)
+                    else:
+                        await self._reach(environment, seen, 2 * self._resync_s)
+        state = await self.current(environment)
+        if state.revision < seen:
+            _ahead.inc()
+            if time.monotonic() - self._said_s > _SAY_AGAIN_S:
+                self._said_s = time.monotonic()
+                log.error("flag_reader_ahead", environment=environment, seen=seen, revision=state.revision, kept_because=why)
+        return state
+
+    async def _reach(self, environment: str, revision: int, timeout_s: float) -> State:
+        """The first state at this revision or above, or the newest one when the time is up."""
         state = self._shared.state(environment)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._resync_s):
-                while state.revision < flag.revision:
+            async with asyncio.timeout(timeout_s):
+                while state.revision < revision:
                     state = await self.next(state.snapshot)
-        return flag
+        return state
+
+    def _catch_up(self, environment: str, seen: int, who: str) -> CaughtUp | None:
+        """Raises FlagUnavailable."""
+        reason = f"the flag store went back in time: {who} had seen revision {seen}"
+        done = self._switch.catch_up(environment, seen, actor="flag-door", reason=reason)
+        if done is not None:
+            _restored.set_to_current_time()
+            log.error(
+                "flag_store_restored",
+                environment=environment,
+                seen=seen,
+                by=who,
+                was=done.was,
+                revision=done.revision,
+                lowered=list(done.lowered),
+                kept=list(done.kept),
+            )
+        return done
+
+    def _read(self) -> Mapping[str, Snapshot]:
+        """
+        What the source has, which is never less than it had.
+
+        Raises:
+            FlagUnavailable: it is down, or went back and cannot be lifted: a reader without a memory would take it for news.
+        """
+        found = self._source.read()
+        if behind := self._behind(found):
+            for environment, seen in behind.items():
+                self._catch_up(environment, seen, "this door")
+            found = self._source.read()
+            if behind := self._behind(found):
+                raise FlagUnavailable(f"the flag store went back in time: {', '.join(sorted(behind))}")
+        self._highest |= {name: snapshot.revision for name, snapshot in found.items()}
+        return found
+
+    def _behind(self, found: Mapping[str, Snapshot]) -> dict[str, int]:
+        """What was seen of environments that are not as far any more."""
+        return {name: seen for name, seen in self._highest.items() if seen > (found[name].revision if name in found else 0)}
 
     def _run(self) -> None:
         pause_s = BACKOFF_S[0]
         while not self._stop.is_set():
             try:
-                self._publish(self._source.read(), None)
+                self._publish(self._read(), None)
                 pause_s = BACKOFF_S[0]
                 while not self._stop.is_set():
                     self._await_change()
-                    self._publish(self._source.read(), None)
+                    self._publish(self._read(), None)
             except FlagUnavailable as exc:
                 self._publish(None, str(exc))
                 self._stop.wait(pause_s)

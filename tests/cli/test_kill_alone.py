@@ -78,3 +78,22 @@ def test_a_kill_does_not_wait_for_a_migration(flag_store: str, tmp_path: Path) -
     finally:
         with connect(flag_store) as connection:
             connection.execute(f"UPDATE penstock.alembic_version SET version_num = '{SCHEMA_REVISION}'".encode())
+
+
+def test_somebody_says_that_the_flag_store_was_restored(flag_store: str, tmp_path: Path) -> None:
+    env = {"PENSTOCK_FLAGS_DATABASE_URL": app_url(flag_store)}
+    not_ahead = penstock(tmp_path, env, "flags", "restored", "--reason", "last night's backup", "--seen", "1")
+    assert (not_ahead.returncode, "not ahead of it" in not_ahead.stderr) == (1, True)
+    assert penstock(tmp_path, env, "flags", "restored", "--reason", "x", "--seen", "0").returncode == 2
+    done = penstock(tmp_path, env, "flags", "restored", "--reason", "last night's backup", "--seen", "700", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["was"], said["lowered"], said["kept"]) == (1, ["chat-model"], [])
+    assert said["revision"] > 700
+    again = penstock(tmp_path, env, "flags", "restored", "--reason", "and once more", "--actor", "erin")
+    assert again.returncode == 0, again.stderr
+    engine = open_engine(app_url(flag_store))
+    snapshot = PostgresFlags(engine).snapshot("production")
+    engine.dispose()
+    assert snapshot.revision > said["revision"] + 1_000_000_000
+    assert [f.weight for f in snapshot.flags] == [0]

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from controller import metrics
 from controller.adapters.postgres.census import ENDS, Durations, Moment
+from controller.console import flags_hub
 from controller.console.health import CensusCollector
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ def exported() -> set[str]:
     """Names as they stand in an expression."""
     registry = CollectorRegistry()
     registry.register(CensusCollector(OneOfEach()))  # type: ignore[arg-type]  # duck-typed
-    families = [*registry.collect(), *metrics.REGISTRY.collect()]
+    families = [*registry.collect(), *metrics.REGISTRY.collect(), *flags_hub.REGISTRY.collect()]
     return {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
 
 
@@ -73,7 +74,7 @@ def test_the_page_names_every_metric_and_every_alert_and_no_other() -> None:
     named = set(re.findall(r"^\| `(penstock_\w+)` \|", PAGE.read_text(), re.MULTILINE))
     assert named == exported()
     assert set(re.findall(r"^\| `(Penstock\w+)` \|", PAGE.read_text(), re.MULTILINE)) == {str(a["alert"]) for a in alerts()}
-    assert len(alerts()) == 11
+    assert len(alerts()) == 12
 
 
 def test_every_runbook_that_an_alert_names_is_there() -> None:

@@ -21,7 +21,9 @@ from tests.ports.databases import Databases
 
 pytestmark = pytest.mark.services
 
-ALL = ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008"]
+CATCH_UP = "CREATE FUNCTION penstock.catch_up_flags(text, bigint)"
+
+ALL = ["0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009"]
 
 
 def test_an_empty_database_gets_every_revision_and_a_second_run_none(empty_url: str) -> None:
@@ -50,12 +52,12 @@ def test_the_tables_that_queries_name_are_those_that_migrations_make(empty_url: 
 
 
 def test_check_says_where_the_database_is_and_what_to_run(empty_url: str) -> None:
-    with pytest.raises(SchemaMismatch, match=r"no tables of penstock, this release needs 0008: run `penstock migrate`"):
+    with pytest.raises(SchemaMismatch, match=r"no tables of penstock, this release needs 0009: run `penstock migrate`"):
         check(empty_url)
     upgrade(empty_url)
     with connect(empty_url) as connection:
         connection.execute("UPDATE penstock.alembic_version SET version_num = '0002'")
-    with pytest.raises(SchemaMismatch, match=r"is at 0002, this release needs 0008: run `penstock migrate`"):
+    with pytest.raises(SchemaMismatch, match=r"is at 0002, this release needs 0009: run `penstock migrate`"):
         check(empty_url)
     with pytest.raises(SchemaMismatch, match="is at 0002"):
         open_engine(app_url(empty_url))
@@ -66,7 +68,7 @@ def test_a_database_of_a_newer_release_is_left_alone(empty_url: str) -> None:
     with connect(empty_url) as connection:
         connection.execute("UPDATE penstock.alembic_version SET version_num = '9999'")
     for refused in (check, upgrade):
-        with pytest.raises(SchemaMismatch, match="is at 9999, this release knows revisions up to 0008"):
+        with pytest.raises(SchemaMismatch, match="is at 9999, this release knows revisions up to 0009"):
             refused(empty_url)
 
 
@@ -82,6 +84,7 @@ def test_a_failed_migration_leaves_the_one_before_it_and_running_again_goes_on(e
         "0006": "CREATE SCHEMA penstock; CREATE TABLE penstock.api_requests (x int)",
         "0007": "CREATE SCHEMA penstock; CREATE TABLE penstock.archived_evidence (x int)",
         "0008": "CREATE SCHEMA penstock; CREATE TABLE penstock.console_sessions (x int)",
+        "0009": f"CREATE SCHEMA penstock; {CATCH_UP} RETURNS int LANGUAGE sql AS 'SELECT 1'",
     }[stop_before]
     cure = {
         "0001": "DROP VIEW penstock.audit_queries",
@@ -92,6 +95,7 @@ def test_a_failed_migration_leaves_the_one_before_it_and_running_again_goes_on(e
         "0006": "DROP TABLE penstock.api_requests",
         "0007": "DROP TABLE penstock.archived_evidence",
         "0008": "DROP TABLE penstock.console_sessions",
+        "0009": "DROP FUNCTION penstock.catch_up_flags",
     }[stop_before]
     done = ALL[: ALL.index(stop_before)]
     with connect(empty_url) as connection:
@@ -143,14 +147,14 @@ def test_a_killed_migration_leaves_no_lock_behind(empty_url: str) -> None:
     done = subprocess.run([sys.executable, "-c", program, empty_url], capture_output=True, check=False, timeout=60)
     assert done.returncode == -9, done.stderr
     assert current(empty_url) == "0002"
-    assert upgrade(empty_url) == ["0003", "0004", "0005", "0006", "0007", "0008"]
+    assert upgrade(empty_url) == ["0003", "0004", "0005", "0006", "0007", "0008", "0009"]
 
 
 def test_a_migration_does_not_wait_long_for_a_table(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     upgrade(empty_url)
     with connect(empty_url) as connection:
         connection.execute(
-            "DROP TABLE penstock.slack_threads, penstock.outbox, penstock.heartbeats, penstock.api_requests, penstock.archived_evidence, penstock.console_sessions; DROP FUNCTION penstock.is_renewal"
+            "DROP TABLE penstock.slack_threads, penstock.outbox, penstock.heartbeats, penstock.api_requests, penstock.archived_evidence, penstock.console_sessions; DROP FUNCTION penstock.is_renewal, penstock.is_catching_up, penstock.catch_up_flags"
         )
         connection.execute("UPDATE penstock.alembic_version SET version_num = '0002'")
         connection.autocommit = False
@@ -158,7 +162,7 @@ def test_a_migration_does_not_wait_long_for_a_table(empty_url: str, monkeypatch:
         with pytest.raises((MigrationFailed, DatabaseUnreachable), match="lock timeout"):
             upgrade(empty_url)
         connection.rollback()
-    assert upgrade(empty_url) == ["0003", "0004", "0005", "0006", "0007", "0008"]
+    assert upgrade(empty_url) == ["0003", "0004", "0005", "0006", "0007", "0008", "0009"]
 
 
 # --- roles ----------------------------------------------------------------------------------------------------------------------
@@ -177,7 +181,7 @@ def test_a_role_that_may_not_make_roles_is_told_what_an_administrator_runs() -> 
         assert current(mine) == "0003"
         with connect(url) as connection:
             connection.execute("CREATE ROLE penstock_app LOGIN; CREATE ROLE penstock_reader LOGIN;")
-        assert upgrade(mine) == ["0004", "0005", "0006", "0007", "0008"]
+        assert upgrade(mine) == ["0004", "0005", "0006", "0007", "0008", "0009"]
         check(app_url(url))
         check(reader_url(url))
 

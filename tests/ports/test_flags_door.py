@@ -18,9 +18,9 @@ from bench.cutting import CuttingProxy
 from controller.adapters.postgres import PostgresFlags, PostgresFlagSource, app_url, open_engine
 from controller.adapters.postgres.connect import connect
 from controller.console import flags_door, flags_hub
-from controller.console.flags_door import routes
+from controller.console.flags_door import Admit, routes
 from controller.console.flags_hub import FlagHub, LocalSource
-from controller.ports import UnknownFlag
+from controller.ports import CaughtUp, FlagUnavailable, UnknownFlag
 from flagspec import RouteFlag, Snapshot, Variant, flag_from_json
 from tests.ports.events import change
 
@@ -55,6 +55,9 @@ class LocalSwitch:
         self._source.put(written)
         return written
 
+    def catch_up(self, environment: str, seen: int, *, actor: str, reason: str) -> CaughtUp | None:
+        raise FlagUnavailable("there is no store behind it")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
@@ -86,8 +89,8 @@ class Stream:
 
 
 @asynccontextmanager
-async def serving(hub: FlagHub) -> AsyncIterator[Door]:
-    app = Starlette(routes=routes(hub))
+async def serving(hub: FlagHub, admit: Admit | None = None) -> AsyncIterator[Door]:
+    app = Starlette(routes=routes(hub, admit))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1))
     task = asyncio.create_task(server.serve(sockets=[listener]))

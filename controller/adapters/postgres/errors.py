@@ -20,6 +20,13 @@ from controller.ports import Unavailable
 
 MIGRATE_HINT = "run `penstock migrate`"
 
+_OLD_SCHEMA = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.InvalidSchemaName,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.UndefinedFunction,
+)
+
 
 class BadDatabaseUrl(ValueError):
     """Not a postgresql:// address."""
@@ -62,7 +69,7 @@ def reason(exc: BaseException) -> str:
     cause = original(exc)
     text = str(cause).strip()
     first = text.splitlines()[0] if text else type(cause).__name__
-    if isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName | psycopg.errors.UndefinedColumn):
+    if isinstance(cause, _OLD_SCHEMA):
         return f"{first} ({MIGRATE_HINT})"
     return first
 

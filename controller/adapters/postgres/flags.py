@@ -34,7 +34,7 @@ from sqlalchemy.dialects.postgresql import insert
 from controller.adapters.postgres.errors import translated
 from controller.adapters.postgres.tables import flag_revisions, flags
 from controller.crash import Point, reached
-from controller.ports import FlagCapabilities, FlagChange, FlagConflict, FlagKilled, FlagUnavailable, UnknownFlag
+from controller.ports import CaughtUp, FlagCapabilities, FlagChange, FlagConflict, FlagKilled, FlagUnavailable, UnknownFlag
 from flagspec import FlagSpecError, RouteFlag, Snapshot, Variant
 
 PROPAGATION_BOUND_S = 2.0
@@ -183,6 +183,17 @@ class PostgresFlags:
         if current is None:
             raise UnknownFlag(f"no flag {key!r} in {environment}")
         raise FlagConflict(f"flag {key!r} is at version {current.version}, not {expected_version}")
+
+    def catch_up(self, environment: str, seen: int, *, actor: str, reason: str) -> CaughtUp | None:
+        statement = text("SELECT * FROM penstock.catch_up_flags(:environment, :seen)")
+        doing = f"catching up with revision {seen} in {environment}"
+        with translated(FlagUnavailable, doing), self._engine.begin() as connection:
+            _sign(connection, actor, reason)
+            done = connection.execute(statement, {"environment": environment, "seen": seen}).mappings().one()
+        if done["was"] is None:
+            return None
+        lowered, kept = tuple(done["lowered"]), tuple(done["kept"])
+        return CaughtUp(environment=environment, was=done["was"], revision=done["is_now"], lowered=lowered, kept=kept)
 
     def snapshot(self, environment: str) -> Snapshot:
         """All flags of an environment at one revision; revision 0 and no flags if nothing was ever written there."""

@@ -31,7 +31,7 @@ from sqlalchemy.types import UserDefinedType
 
 SCHEMA = "penstock"
 
-SCHEMA_REVISION = "0008"
+SCHEMA_REVISION = "0009"
 """The migration that this release needs (a constant, so that looking costs no import of alembic; a test compares it)."""
 
 CHAIN_LOCK = 5_836_180_420_221_018_417

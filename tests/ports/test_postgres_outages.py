@@ -1,8 +1,9 @@
 """What becomes of a write when the line to Postgres is cut at the worst moment: never two rows, never a wrong answer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from psycopg import sql
 from sqlalchemy import Engine, text
 
 from bench.cutting import CuttingProxy
@@ -130,3 +131,25 @@ def test_the_pool_gives_back_every_connection(engine: Engine) -> None:
     with engine.connect() as connection:
         held = connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"))
     assert held == 0
+
+
+def test_a_database_that_was_read_only_for_a_while_is_written_again_by_connections_of_that_time(
+    engine: Engine, owner_url: str, more_engines: Callable[[], Engine]
+) -> None:
+    PostgresAudit(engine).append(opened("r1"), None)
+    with connect(owner_url) as owner:
+        (name,) = owner.execute("SELECT current_database()").fetchone() or ("",)
+        database = sql.Identifier(name)
+        owner.execute(sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = on").format(database))
+        try:
+            begun_then = more_engines()
+            audit, flags = PostgresAudit(begun_then), PostgresFlags(begun_then)
+            with pytest.raises(AuditUnavailable, match="read-only"):
+                audit.append(hold("r1", 2), None)
+            assert len(audit.entries("r1")) == 1  # reads go on, and leave a connection of that time in the pool
+        finally:
+            owner.execute(sql.SQL("ALTER DATABASE {} RESET default_transaction_read_only").format(database))
+    with pytest.raises(FlagUnavailable, match="read-only"):
+        flags.write(change(1_000), 0)  # the one that finds out
+    assert flags.write(change(1_000), 0).version == 1
+    assert audit.append(hold("r1", 2), None).seq == 2

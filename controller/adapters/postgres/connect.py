@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, text
 from sqlalchemy.pool import NullPool
 
 from controller.adapters.postgres.errors import BadDatabaseUrl, DatabaseUnreachable, SchemaMismatch, translated
@@ -173,6 +173,12 @@ def _engine(url: str, **options: Any) -> Engine:
         connection.autocommit = True
         _prepare(connection)
         connection.autocommit = False
+
+    @event.listens_for(engine, "handle_error")
+    def _on_error(context: ExceptionContext) -> None:
+        # A session keeps what the server said when it began: one from a time of "read only" would refuse until it is recycled.
+        if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
+            context.is_disconnect = True
 
     return engine
 

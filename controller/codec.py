@@ -46,6 +46,14 @@ def _plans() -> TypeAdapter[Plan]:
     return TypeAdapter(Plan)
 
 
+def document(text: str) -> Any:
+    """JSON that was stored. Raises CodecError, whatever is wrong with it: somebody may have edited it, with more digits or depth than can be read."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise CodecError(f"stored JSON cannot be read: {exc}") from exc
+
+
 def event_to_json(event: Event) -> dict[str, Any]:
     """``{"v": 1, "kind": ..., ...}`` of plain JSON values."""
     return {"v": EVENT_VERSION, **_events().dump_python(event, mode="json")}
@@ -58,7 +66,7 @@ def event_from_json(data: Any) -> Event:
         raise CodecError(f"an event of version {version!r} was stored; this release reads version {EVENT_VERSION}")
     try:
         return _events().validate_python({k: v for k, v in data.items() if k != "v"})
-    except ValidationError as exc:
+    except (ValidationError, RecursionError) as exc:
         raise CodecError(f"a stored event of kind {data.get('kind')!r} cannot be read: {exc}") from exc
 
 
@@ -72,7 +80,7 @@ def notice_from_json(data: Any) -> Notice:
         raise CodecError(f"a stored notice is no object but {type(data).__name__}")
     try:
         return _notices().validate_python({k: v for k, v in data.items() if k != "v"})
-    except ValidationError as exc:
+    except (ValidationError, RecursionError) as exc:
         raise CodecError(f"a stored notice cannot be read: {exc}") from exc
 
 
@@ -106,5 +114,5 @@ def readings_from_text(text: str) -> tuple[Reading, ...]:
         if data["v"] != READINGS_VERSION:
             raise CodecError(f"traffic of version {data['v']!r} was stored; this release reads version {READINGS_VERSION}")
         return _readings().validate_python(data["readings"])
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise CodecError(f"stored traffic cannot be read: {exc}") from exc

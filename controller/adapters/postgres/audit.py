@@ -59,13 +59,16 @@ from controller.adapters.postgres.tables import CHAIN_LOCK, archived_evidence, a
 from controller.codec import CodecError, notice_to_json
 from controller.core.chain import GENESIS, Head
 from controller.core.notice import Notice
-from controller.core.rollout import Abandoned, Applied, Entry, Opened
+from controller.core.rollout import Abandoned, Applied, Decided, Entry, LogError, Opened
 from controller.crash import Point, reached
 from controller.ports import AuditUnavailable, FlagHeld, NewEntry, News, SeqTaken, TextLost, UnknownRollout
 from controller.shelf import Mark
 
 ENDING = frozenset({"promote", "roll_back", "abort"})
 """Decisions whose confirmation ends the rollout."""
+
+RAISING = frozenset({"advance", "promote", "resume"})
+"""Decisions that may send more users to the candidate."""
 
 STRAYS_EVERY_S = 10.0
 """Between two searches for rollouts that have not ended and hold no flag; only a hand in the database can have made one."""
@@ -103,6 +106,21 @@ class _Rows:
     last: Mark = field(default_factory=Mark)
     entries: list[Entry] = field(default_factory=list)
     readable: bool = True
+
+
+def _linked_query() -> Select[Any]:
+    """The rows of one rollout, each with the hashes that its neighbours in the chain have of it."""
+    before, after = audit.alias("before"), audit.alias("after")
+    joined = audit.outerjoin(before, before.c.id == audit.c.id - 1).outerjoin(after, after.c.id == audit.c.id + 1)
+    return (
+        select(audit, before.c.hash.label("hash_before"), after.c.prev_hash.label("named_after"))
+        .select_from(joined)
+        .where(audit.c.rollout_id == bindparam("rollout_id"))
+        .order_by(audit.c.seq)
+    )
+
+
+_LINKED = _linked_query()
 
 
 def _head_query() -> Select[Any]:
@@ -237,7 +255,10 @@ class PostgresAudit(PostgresOutbox):
             row = connection.execute(query).mappings().one_or_none()
             if row is None:
                 raise UnknownRollout(f"no row {rollout_id}/{seq}")
-            digests = list(references(row["event"]))
+            try:
+                digests = list(references(row["event"]))
+            except CodecError as exc:
+                raise AuditUnavailable(f"row {rollout_id}/{seq} cannot be read: {exc}") from exc
             wanted = select(audit_evidence).where(audit_evidence.c.digest.in_(digests))
             found = connection.execute(wanted).mappings().all()
         answers = {a["digest"]: text_of(Answer(digest=a["digest"], answer=a["answer"], encoding=a["encoding"])) for a in found}
@@ -348,6 +369,8 @@ class PostgresAudit(PostgresOutbox):
             connection = self._engine.connect()
         with connection:
             try:
+                if isinstance(new.event, Decided) and new.event.decision.kind in RAISING:
+                    self._expect_unchanged(connection, new.rollout_id)
                 row = self._write(connection, new, packed, letter)
             except IntegrityError as exc:
                 # A foreign row in the way of anything else is no race that somebody won: who lost one goes away, and nothing would be lowered.
@@ -363,6 +386,18 @@ class PostgresAudit(PostgresOutbox):
                 self._settle_commit(row, exc)
         reached(Point.ROW_COMMITTED)
         return _entry(row, {a.digest: text_of(a) for a in packed.answers})
+
+    @staticmethod
+    def _expect_unchanged(connection: Connection, rollout_id: str) -> None:
+        """Before the chain's lock, as a long rollout's rows take a while. Raises LogError: nothing may be raised on rows that somebody changed."""
+        rows = connection.execute(_LINKED, {"rollout_id": rollout_id}, execution_options={"yield_per": NEWS_ROWS})
+        for count, row in enumerate(rows.mappings(), 1):
+            if row["seq"] != count:
+                raise LogError(f"row {rollout_id}/{row['seq']} stands where row {rollout_id}/{count} should: nothing is raised")
+            linked = (row["hash_before"] or GENESIS) == row["prev_hash"] and row["named_after"] in (row["hash"], None)
+            if not linked or row_hash(row["prev_hash"], dict(row)) != row["hash"]:
+                text = f"row {rollout_id}/{count} (id {row['id']}) is not what was written: it does not fit into the hash chain"
+                raise LogError(f"{text}; nothing is raised (penstock audit verify)")
 
     def _write(self, connection: Connection, new: NewEntry, packed: Packed, letter: str | None) -> dict[str, Any]:
         if packed.answers:

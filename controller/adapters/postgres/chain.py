@@ -23,10 +23,10 @@ from controller.adapters.evidence_files import EvidenceFiles
 from controller.adapters.postgres.connect import connect
 from controller.adapters.postgres.errors import translated
 from controller.adapters.postgres.rows import Answer, raw
+from controller.adapters.postgres.strays import strays
 from controller.adapters.postgres.tables import SCHEMA
 from controller.core.chain import (
     HASHED,
-    HEAD_NOTICE,
     NUMBERS,
     ChainReport,
     Findings,
@@ -107,12 +107,12 @@ def verify(
         filed, elsewhere, unchecked = _elsewhere(connection, files, findings, complete=complete)
         exported = one_row(connection, "SELECT pg_export_snapshot()")[0]
         snapshot = _Snapshot(url=url, id=exported, heads=known, elsewhere=elsewhere)
-        work = _Work(snapshot, processes or _processes(connection, low, lowest, highest), findings, progress)
+        work = _Work(connection, snapshot, processes or _processes(connection, low, lowest, highest), findings, progress)
         answers = work.answers() if since is None else None
         found = work.stretch(low, highest, answers)
         checked = join(Stretch() if since is None else _before(connection, low, found), found, findings)
         absent({i: h for i, h in known.items() if i >= low}, highest, findings)
-        _strays(connection, findings)
+        strays(connection, findings)
     return report(checked, findings, answers=work.sound, heads=len(known), filed=filed, unchecked=unchecked)
 
 
@@ -301,6 +301,7 @@ def _sound(query: str) -> tuple[bytes, Findings]:
 class _Work:
     """All pieces, by threads or by processes. What they find goes to `findings` in the order of the pieces, whoever is done first."""
 
+    connection: Connection
     snapshot: _Snapshot
     processes: int
     findings: Findings
@@ -325,16 +326,25 @@ class _Work:
     def stretch(self, low: int, high: int, answers: Digests | None) -> Stretch:
         """The rows from `low` to `high` (both included)."""
         snapshot = replace(self.snapshot, answers=answers)
-        cuts = [*range(low, high + 1, PIECE), high + 1]
         with self._pool(snapshot) as pool:
             run = snapshot.piece if self.processes == 1 else _piece
-            found = self._done("rows", [pool.submit(run, a, b) for a, b in pairwise(cuts)], lambda part: part[0].rows)
+            found = self._done("rows", [pool.submit(run, a, a + PIECE) for a in self._cuts(low, high)], lambda part: part[0].rows)
         whole = Stretch()
         for number, (stretch, sound, findings) in enumerate(found):
             self.findings.take(findings)
             self.sound += sound
             whole = join(whole, stretch, self.findings) if number else stretch
         return whole
+
+    def _cuts(self, low: int, high: int) -> Iterator[int]:
+        """Where pieces begin: at rows that are there, as an id that somebody set far beyond the others must not make empty pieces without end."""
+        query = f"SELECT min(id) FROM {SCHEMA}.audit WHERE id BETWEEN %s AND %s".encode()
+        at: int | None = low
+        while (
+            at is not None and (row := self.connection.execute(query, (at, high)).fetchone()) is not None and row[0] is not None
+        ):
+            yield row[0]
+            at = row[0] + PIECE
 
     def _pool(self, snapshot: _Snapshot) -> Executor:
         if self.processes == 1:
@@ -372,39 +382,6 @@ def _before(connection: Connection, low: int, found: Stretch) -> Stretch:
     query = f"SELECT rollout_id, max(seq) FROM {SCHEMA}.audit WHERE id < %s AND rollout_id = ANY(%s) GROUP BY rollout_id"
     rows = connection.execute(query.encode(), (low, list(found.begins))).fetchall()
     return Stretch(last=low - 1, hash=found.prev_hash, ends=dict(rows))
-
-
-_STRAYS = {
-    "orphan": (
-        "SELECT 'flag ' || h.flag || ' in ' || h.environment || ' is held by ' || h.rollout_id || ' since row ' || h.audit_id "
-        "|| ', which is not there' FROM {schema}.flag_holds h "
-        "LEFT JOIN {schema}.audit a ON a.id = h.audit_id AND a.rollout_id = h.rollout_id AND a.seq = 1 WHERE a.id IS NULL",
-        "SELECT 'a notice tells of row ' || o.rollout_id || '/' || o.seq || ', which is not there' FROM {schema}.outbox o "
-        "LEFT JOIN {schema}.audit a ON a.rollout_id = o.rollout_id AND a.seq = o.seq "
-        f"WHERE a.id IS NULL AND o.rollout_id <> '{HEAD_NOTICE}'",
-        # A lowering may come before its row; a raise never does.
-        "SELECT DISTINCT 'flag ' || d.key || ' in ' || d.environment || ' was written by ' || d.decision_id || ', which no row decided' "
-        "FROM (SELECT h.*, regexp_match(h.decision_id, '^(.+)[.]([0-9]{{1,9}})[.](advance|promote|resume)([.]abandoned)?$') AS parts "
-        "FROM {schema}.flag_history h WHERE h.action = 'write') d "
-        "LEFT JOIN {schema}.audit a ON a.rollout_id = d.parts[1] AND a.seq = d.parts[2]::integer AND a.action = d.parts[3] "
-        "WHERE d.parts IS NOT NULL AND a.id IS NULL",
-    ),
-    "history": (
-        "SELECT 'flag ' || f.key || ' in ' || f.environment || ' is at revision ' || f.revision || ', which its history does not tell of so' "
-        "FROM {schema}.flags f LEFT JOIN {schema}.flag_history h ON h.environment = f.environment AND h.revision = f.revision "
-        "AND (h.key, h.version, h.killed, h.weight, h.shadow_weight, h.decision_id) "
-        "= (f.key, f.version, f.killed, f.weight, f.shadow_weight, f.decision_id) WHERE h.revision IS NULL",
-    ),
-}
-
-
-def _strays(connection: Connection, findings: Findings) -> None:
-    """What other tables tell of rows that are not there, and flags that are not as their history has them."""
-    connection.execute(b"SET LOCAL enable_sort = on")
-    for kind, queries in _STRAYS.items():
-        for query in queries:
-            for (text,) in connection.execute(query.format(schema=SCHEMA).encode()):
-                findings.add(None, kind, text)
 
 
 __all__ = ["ChainReport", "Head", "Progress", "head", "reading", "rows", "silent", "verify"]

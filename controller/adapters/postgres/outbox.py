@@ -12,12 +12,12 @@ from datetime import timedelta
 from hashlib import sha256
 
 import structlog
-from sqlalchemy import Engine, Update, and_, func, literal, not_, select, type_coerce, update
-from sqlalchemy.dialects.postgresql import JSON, insert
+from sqlalchemy import Engine, Text, Update, and_, cast, func, literal, not_, select, update
+from sqlalchemy.dialects.postgresql import insert
 
 from controller.adapters.postgres.errors import translated
 from controller.adapters.postgres.tables import outbox
-from controller.codec import CodecError, notice_from_json, notice_to_json
+from controller.codec import CodecError, document, notice_from_json, notice_to_json
 from controller.core.notice import Level, Notice
 from controller.crash import Point, reached
 from controller.ports import AuditUnavailable, Letter
@@ -28,6 +28,9 @@ LEASE = timedelta(seconds=60)
 BACKOFF_S = (2.0, 300.0)
 """First and longest pause after a failure; doubled by each failure in a row."""
 
+ATTEMPTS_COUNTED = 2**30
+"""Beyond, they are no longer counted: a number that somebody wrote there must not overflow, which would stop all letters."""
+
 ANNOUNCED = -(2**62)
 """Ids of letters that belong to no row begin here, in a stretch for each subject; those of rows are the rows' own, above 0."""
 
@@ -37,8 +40,13 @@ _ERROR_CHARS = 500
 
 log = structlog.get_logger("penstock.outbox")
 
-_REFRESHES = type_coerce(outbox.c.notice, JSON())["level"].astext == Level.INFO.value
-"""Edits the rollout's message and adds nothing to its thread."""
+_REFRESHES = cast(outbox.c.notice, Text).contains(f'"level":"{Level.INFO.value}"')
+"""
+Edits the rollout's message and adds nothing to its thread.
+
+By the text, in which quotes of other texts are escaped: the server's JSON functions refuse a notice in which somebody typed NUL or half a
+surrogate pair, and with it all the others.
+"""
 
 
 def _overtaken() -> Update:
@@ -105,7 +113,7 @@ class PostgresOutbox:
         take = (
             update(outbox)
             .where(outbox.c.id.in_(select(chosen.c.id)))
-            .values(due_at=func.clock_timestamp() + LEASE, attempts=outbox.c.attempts + 1)
+            .values(due_at=func.clock_timestamp() + LEASE, attempts=func.least(outbox.c.attempts, ATTEMPTS_COUNTED) + 1)
             .returning(outbox.c.id, outbox.c.notice)
         )
         with translated(AuditUnavailable, "reading the outbox"), self._engine.begin() as connection:
@@ -116,7 +124,7 @@ class PostgresOutbox:
         letters = []
         for row in rows:
             try:
-                letters.append(Letter(id=row.id, notice=notice_from_json(json.loads(row.notice))))
+                letters.append(Letter(id=row.id, notice=notice_from_json(document(row.notice))))
             except CodecError as exc:
                 self._set_aside(row.id, str(exc))
         return sorted(letters, key=lambda x: (x.notice.level is Level.INFO, x.id))

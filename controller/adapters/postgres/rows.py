@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from controller.codec import canonical, event_from_json, event_to_json
+from controller.codec import CodecError, canonical, document, event_from_json, event_to_json
 from controller.core.chain import HASHED
 from controller.core.decision import Why
 from controller.core.rollout import Abandoned, Applied, Approved, Decided, Entry, Event, Opened, Overridden, Rejected
@@ -76,21 +76,33 @@ def unpack(event: str, answers: Mapping[str, str] | None = None, *, bare: bool =
         answers: Raw answers by digest, to put in the place of their references; None leaves the references.
 
     Raises:
-        CodecError: it was written by a release that this one does not know.
+        CodecError: it was written by a release that this one does not know, or by somebody else.
     """
-    data = json.loads(event)
-    if bare and isinstance(observed := data.get("observed"), dict):
+    data = document(event)
+    if bare and isinstance(data, dict) and isinstance(observed := data.get("observed"), dict):
         observed["measurements"] = []
     if answers:
-        for holder, key in _long_texts(data):
+        for holder, key in _referring(data):
             holder[key] = answers.get(holder[key].removeprefix(REFERENCE), holder[key])
     return event_from_json(data)
 
 
 def references(event: str) -> tuple[str, ...]:
-    """Digests of the texts that a stored event refers to."""
-    found = (holder[key] for holder, key in _long_texts(json.loads(event)))
+    """Digests of the texts that a stored event refers to. Raises CodecError."""
+    found = (holder[key] for holder, key in _referring(document(event)))
     return tuple({a.removeprefix(REFERENCE): None for a in found if a.startswith(REFERENCE)})
+
+
+def _referring(data: Any) -> list[tuple[dict[str, Any], str]]:
+    """As `_long_texts`, of an event that anybody may have written. Raises CodecError."""
+    try:
+        found = list(_long_texts(data))
+        odd = [key for holder, key in found if not isinstance(holder[key], str)]
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise CodecError(f"a stored event does not hold its evidence where it should: {exc}") from exc
+    if odd:
+        raise CodecError(f"a stored event has no text where its evidence should be: {odd[0]}")
+    return found
 
 
 def raw(stored: Answer) -> bytes:

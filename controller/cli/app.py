@@ -5,8 +5,12 @@ Exit codes: 0 done; 1 an error, said in one line on stderr; 2 wrong usage; 3 the
 approval; 5 time ran out; 6 it holds for another reason. Its one rule: a command's module is imported when the command runs, so `--help` stays quick.
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TextIO
 
 from cyclopts import App, CycloptsError
 
@@ -77,6 +81,9 @@ for _name, (_path, _help) in _COMMANDS.items():
 def main(argv: Sequence[str] | None = None) -> None:
     # Bytes that are no UTF-8 reach Python as lone surrogates, which nothing behind could store.
     words = [a.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for a in (sys.argv[1:] if argv is None else argv)]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this: no reason not to roll back
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # until the process ends
     sys.exit(run(words))
 
 
@@ -84,15 +91,24 @@ def run(argv: list[str]) -> int:
     """One command; returns its exit code and never lets a traceback through for anything that a user can cause."""
     try:
         result = app(argv, exit_on_error=False, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError:
         return 2  # cyclopts has said what is wrong
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader has heard enough
+        _say_no_more(sys.stdout)
         return 0
     except Exception as exc:
         return _failed(exc)
     return result if isinstance(result, int) else 0
+
+
+def _say_no_more(*streams: TextIO) -> None:
+    """Lets Python's own last flush of them succeed; it would change the exit code."""
+    for stream in streams:
+        with suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _failed(exc: Exception) -> int:
@@ -115,10 +131,18 @@ def _failed(exc: Exception) -> int:
         | PortError
         | SettingsError
         | ServiceError
-        | SpecError,
+        | SpecError
+        | OSError,
     ):
         raise exc
-    print(f"penstock: {exc}" if not isinstance(exc, SpecError) else str(exc), file=sys.stderr)  # noqa: T201  # the command line's voice
+    said = str(exc) if isinstance(exc, SpecError) else f"penstock: {exc}"
+    if isinstance(exc, OSError) and exc.filename is None:
+        _say_no_more(sys.stdout)
+        said += " (if that was the output: commands speak after they have acted, so what there was to do is done)"
+    try:
+        print(said, file=sys.stderr, flush=True)  # noqa: T201  # the command line's voice
+    except OSError:
+        _say_no_more(sys.stderr)
     return 1
 
 

@@ -28,8 +28,16 @@ Output = Annotated[
     ),
 ]
 
+
+class _Console(Console):
+    """Leaves it to `controller.cli.app` how a command ends whose reader has left; rich would end the process with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 # Into a file or a pipe there is no width to fit into; 80 columns would fold every table.
-console = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 200)
+console = _Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 200)
 errors = Console(stderr=True, highlight=False)
 
 

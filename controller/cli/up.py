@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -130,7 +131,8 @@ def _print_table(stack: Stack, router: str | None) -> None:
     if settings.prefect_api_url is not None:
         found["Prefect"] = settings.prefect_api_url.removesuffix("/api")
     found |= {"Prometheus": str(settings.prometheus_url), "logs": str(settings.home / "logs")}
-    Console(highlight=False, soft_wrap=True).print(address_table(found))
+    with suppress(OSError):  # output that nobody takes is no reason to stop everything
+        Console(highlight=False, soft_wrap=True).print(address_table(found))
 
 
 def address_table(found: Mapping[str, str]) -> Table:

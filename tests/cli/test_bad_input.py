@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,3 +191,29 @@ def test_a_run_file_of_a_stack_that_is_gone_is_not_believed(bare: Cli, tmp_path:
     (tmp_path / "home" / "run.json").write_text(json.dumps({"pid": 2**22 + 1, "database_url": "postgresql://127.0.0.1/x"}))
     answer = bare("list")
     assert answer.code == 1 and "no database" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "said", "unbuffered"),
+    [
+        (">/dev/full", 1, "No space left on device (if that was the output", ""),
+        (">/dev/full", 1, "No space left on device (if that was the output", "1"),
+        (">/dev/full 2>/dev/full", 1, "", ""),
+        (">&- 2>&-", 0, "", ""),
+        ("| exec true", 0, "", ""),
+        ("| exec true", 0, "", "1"),
+    ],
+)
+def test_output_that_nobody_takes_breaks_no_command(where: str, code: int, said: str, unbuffered: str) -> None:
+    command = f'"{sys.executable}" -m controller.cli.app completion bash'
+    script = f"({command}; echo $? >&3) {where}" if where.startswith("|") else f"{command} {where}; echo $? >&3"
+    ran = subprocess.run(
+        ["/bin/sh", "-c", f"exec 3>&1; {script}"],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path), "PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ran.stdout.strip(), "Traceback" in ran.stderr) == (str(code), False)
+    assert said in ran.stderr and (said or not ran.stderr)

@@ -270,7 +270,7 @@ def test_unknown_faults_are_refused_and_all_are_listed(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit, match="no fault or group 'x'"):
         main(["--only", "x"])
     assert main(["--list", "--only", "crash"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(Point) + 1  # and people
+    assert len(capsys.readouterr().out.splitlines()) == len(Point) + 2  # and people, and any line
 
 
 def test_a_run_prints_one_json_line_a_fault_and_fails_on_a_violation(

@@ -19,7 +19,7 @@ from controller.core.plan import Gate, Plan, SampleRatio
 from controller.core.rollout import AwaitingApproval, Baking, Gathered, Observed, Pending, Rollout, settled_of
 from controller.core.traffic import REQUESTS, Reading, TrafficRead, columns_of, question_of, questions_of
 from controller.ports import AuditUnavailable, MetricSource, Planned, Scope, Texts
-from controller.shelf import CaseShelf, Shelved
+from controller.shelf import CaseShelf, Shelved, Taken
 
 if TYPE_CHECKING:
     from controller.core.evidence.case import Case
@@ -70,9 +70,9 @@ class Look:
         """What the row holds of it, with the `results` of all gates."""
         gathered, exposure = None, None
         if self.shelved is not None:
-            text = readings_to_text(self.shelved.readings)
-            gathered = Gathered(before=self.shelved.before, traffic=text, after=self.shelved.case.text())
-            exposure = (self.exposure or 0.0) + _exposed(self.plan, self.shelved.readings)
+            readings = self.shelved.taken.readings()
+            gathered = Gathered(before=self.shelved.before, traffic=readings_to_text(readings), after=self.shelved.case.text())
+            exposure = (self.exposure or 0.0) + _exposed(self.plan, readings)
         return Observed(at=self.at, measurements=self.measurements, results=results, exposure=exposure, gathered=gathered)
 
 
@@ -120,7 +120,7 @@ def planned(rollout: Rollout, audit: Texts, shelf: CaseShelf, now: datetime) -> 
         case, before, odd = _recorded(rollout.plan, rollout.evidence, audit)
         if odd:
             return None
-        at_hand = Shelved(recorded=rollout.evidence, before=before, case=case, readings=())
+        at_hand = Shelved(recorded=rollout.evidence, before=before, case=case)
     ledger = at_hand.case.ledger
     shelf.put(rollout.id, at_hand)
     return Planned(gates=aim.asked, questions=at_hand.case.questions, scope=aim.scope, ledger=ledger)
@@ -154,22 +154,22 @@ def gather(rollout: Rollout, audit: Texts, metrics: MetricSource, shelf: CaseShe
     at_hand = shelf.take(rollout.id, recorded)
     if at_hand is None:
         case, before, odd = _recorded(plan, recorded, audit)
-        readings: tuple[Reading, ...] = ()
+        taken = Taken()
     else:
-        case, before, odd, readings = at_hand.case, at_hand.before, "", at_hand.readings
+        case, before, odd, taken = at_hand.case, at_hand.before, "", at_hand.taken
     read = metrics.traffic(case.questions, aim.scope, case.ledger)
     if read.traffic is not None:
         reading = Reading(phase=phase, since=since, traffic=read.traffic)
         try:
             case.take(reading)
             case.ledger = read.ledger
-            readings = _with(readings, reading)
+            taken = taken.plus(reading)
         except Exception as exc:  # numbers that the engine cannot take: the gates that count are in error, all others are judged
             read = replace(read, traffic=None, failure=f"what was counted cannot be judged: {type(exc).__name__}: {exc}")
-            (case, before, _), readings = _recorded(plan, recorded, audit), ()
+            (case, before, _), taken = _recorded(plan, recorded, audit), Taken()
     seen |= counted(aim.gates, replace(read, traffic=None, failure=odd) if odd else read, case)
-    shelved = Shelved(recorded=recorded, before=before, case=case, readings=readings)
-    if readings or not odd:
+    shelved = Shelved(recorded=recorded, before=before, case=case, taken=taken)
+    if taken or not odd:
         shelf.put(rollout.id, shelved)
     return Look(
         plan=plan,
@@ -178,7 +178,7 @@ def gather(rollout: Rollout, audit: Texts, metrics: MetricSource, shelf: CaseShe
         at=now,
         measurements=tuple((g.name, seen[g.name]) for g in aim.gates),
         exposure=rollout.exposure,
-        shelved=shelved if readings else None,
+        shelved=shelved if taken else None,
     )
 
 
@@ -248,20 +248,3 @@ def scope_of(rollout: Rollout, arm: str, since: datetime, now: datetime) -> Scop
         requests=plan.requests,
         history_step=plan.policy.block,
     )
-
-
-def _with(readings: tuple[Reading, ...], new: Reading) -> tuple[Reading, ...]:
-    """
-    Readings and one more; in one piece with the last where nothing is lost by it.
-
-    A guard reads a few beats at a time, and what a row tells should not depend on how often it looked.
-    """
-    if not readings:
-        return (new,)
-    last, t = readings[-1], new.traffic
-    ends = last.traffic.beats[-1].at if last.traffic.beats else last.traffic.since
-    same = (last.phase, last.since, dict(last.traffic.edges), last.traffic.step) == (new.phase, new.since, dict(t.edges), t.step)
-    if not same or t.history or ends != t.since:
-        return (*readings, new)
-    whole = replace(last.traffic, beats=(*last.traffic.beats, *t.beats), problems=t.problems, absent=t.absent)
-    return (*readings[:-1], replace(last, traffic=whole))

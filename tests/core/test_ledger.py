@@ -5,7 +5,7 @@ Raw counters become increments: each thing that happened is counted once, whatev
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
@@ -404,7 +404,7 @@ def test_many_beats_at_once_are_what_one_after_the_other_is(
     times = list(range(1, min(len(first), len(second), len(third)) + 1))
     at_once, each = (Book(Kind.HISTOGRAM, BUCKETS, State(), series) for _ in range(2))
     for book in (at_once, each):
-        assert book.base(0, [replace(s, points={0: 5.0 + 2 * i}) for i, s in enumerate(series[:3])])
+        assert book.base(0, [s._replace(points={0: 5.0 + 2 * i}) for i, s in enumerate(series[:3])])
     assert repr(at_once.beats(times)) == repr([each.beat(t) for t in times])
     assert json.dumps(at_once.state.dump()) == json.dumps(each.state.dump())
     assert (at_once.problem, at_once.fell) == (each.problem, each.fell)
@@ -431,7 +431,7 @@ def test_many_beats_of_rates_and_means_are_what_one_after_the_other_is(
     kind, times = Kind.MEAN if parts == MEAN else Kind.RATE, list(range(1, 1 + min(map(len, stories))))
     at_once, each = (Book(kind, parts, State(), series) for _ in range(2))
     for book in (at_once, each):
-        assert book.base(0, [replace(s, points={0: 4.0}) for s in series])
+        assert book.base(0, [s._replace(points={0: 4.0}) for s in series])
     assert repr(at_once.beats(times)) == repr([each.beat(t) for t in times])
     assert json.dumps(at_once.state.dump()) == json.dumps(each.state.dump())
     assert (at_once.problem, at_once.fell) == (each.problem, each.fell)

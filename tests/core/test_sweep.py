@@ -1,8 +1,10 @@
 """One look at many rollouts: what they have in common is read once, and none waits for, or fails with, another."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -104,6 +106,30 @@ def test_those_that_cannot_be_held_at_a_time_are_read_after_the_others() -> None
     fleet = Fleet(5, at_once=2)
     assert [s.rollout_id for s in fleet.sweep(may_raise=False)] == fleet.ids
     assert [a for a in fleet.asked if a.startswith("traffic")] == ["traffic of 2", "traffic of 2", "traffic of 1"]
+
+
+def test_the_next_ones_are_read_while_the_first_are_looked_at() -> None:
+    fleet = Fleet(4, at_once=2)
+    read_next = threading.Event()
+    ports = fleet.ports()
+
+    class Waits(Metrics):
+        reads = 0
+
+        def together(self, planned: Sequence[Planned]) -> tuple[MetricSource, int]:
+            _, count = super().together(planned)
+            Waits.reads += 1
+            if Waits.reads == 2:
+                read_next.set()
+            return self, count
+
+        def measure(self, *args: Any) -> Any:
+            assert read_next.wait(20), "the first looks wait for nobody else, and the next ones were not read"
+            return self.inner.measure(*args)
+
+    source: Any = Waits(fleet, fleet.world.ports().metrics)
+    swept = list(sweep.sweep(replace(ports, metrics=source), may_raise=False, force=True))
+    assert [s.rollout_id for s in swept] == fleet.ids and not any(s.error for s in swept)
 
 
 def test_a_rollout_whose_log_cannot_be_read_is_an_error_of_its_own() -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -33,8 +33,7 @@ class Series:
     value: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Track:
+class Track(NamedTuple):
     """One element of a matrix: values by time in milliseconds, as they came, NaN and all."""
 
     labels: Mapping[str, str]
@@ -148,7 +147,15 @@ def _track(element: object, latest_ms: int) -> Track:
             raise Untrusted(f"labels that are no text: {_shown(labels)}")
     points: dict[int, float] = {}
     try:
-        if values:
+        if len(values) == 1:  # of a guard's look each
+            [[time_s, text]] = values
+            if type(text) is not str:
+                raise Untrusted(f"values that are no text among those of {_shown(labels)}")
+            time_ms = round(time_s * 1000)
+            if time_ms <= latest_ms:
+                return Track(labels=labels, points={time_ms: float(text)})
+            points = {time_ms: float(text)}
+        elif values:
             times, texts = zip(*values, strict=True)
             if set(map(type, texts)) != {str}:
                 raise Untrusted(f"values that are no text among those of {_shown(labels)}")

@@ -13,7 +13,7 @@ does not depend on what else was asked.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from controller.adapters.prometheus import promql
@@ -201,7 +201,7 @@ class Counting:
         for inquiry in based:
             if seen := [t for s in inquiry.beats for t in s.points]:
                 first = min(seen)
-                inquiry.base = [replace(s, points={inquiry.base_ms: s.points[first]}) for s in inquiry.beats if first in s.points]
+                inquiry.base = [s._replace(points={inquiry.base_ms: s.points[first]}) for s in inquiry.beats if first in s.points]
 
     def _answers(self, asks: Mapping[str, Ask], timeout_s: float | None = None) -> dict[str, Answer]:
         left_s = min(timeout_s or self._client.timeout_s, max(0.001, self._ends - time.monotonic()))

@@ -222,11 +222,10 @@ class _Query:
             elements[-1], end = _last(elements[-1])
             head += end
         self._read_frame(head)
-        owners = self._owners()
-        whose = _Whose(self._several, self._kind)
+        whose = _Whose(self._several, self._kind, self._owners())
         for element in elements:
             metric, value = whose.cut(element)
-            for n, tag, first_ms in owners.get(whose.of(metric), ()):
+            for n, tag, first_ms in whose.owners(metric):
                 if (text := self._element(metric, value, tag, first_ms)) is not None:
                     found[n].append(text)
         return found
@@ -236,11 +235,11 @@ class _Query:
         if (read_matrix if self.ask.matrix else read_vector)(frame, self.ask.at.timestamp()):
             raise _Odd
 
-    def _owners(self) -> dict[tuple[bytes, ...], list[tuple[int, bytes, int]]]:
-        """By tag and the values of the labels: number of the wish, its own tag, and its first beat where that is not everybody's."""
+    def _owners(self) -> "dict[tuple[bytes, ...], list[_Owner]]":
+        """By tag and the values of the labels."""
         first = min(w.first_ms for w in self._wishes)
         place = {o: i for i, o in enumerate(self._kind.terms)}
-        found: dict[tuple[bytes, ...], list[tuple[int, bytes, int]]] = {}
+        found: dict[tuple[bytes, ...], list[_Owner]] = {}
         for n, wish in enumerate(self._wishes):
             for i, c in enumerate(wish.counted):
                 values = dict(c.arm_values)
@@ -270,10 +269,19 @@ _TAGGED = b'"%s":"' % promql.TAG.encode()
 _TAG = re.compile(rb'%s([^"\\]*)"' % _TAGGED)
 
 
+_Owner = tuple[int, bytes, int]
+"""Number of the wish, its own tag, and its first beat where that is not everybody's."""
+
+_LE = b'"le":"'
+
+
 class _Whose:
     """Reads what tells whose an element is."""
 
-    def __init__(self, labels: Sequence[str], kind: _Kind) -> None:
+    def __init__(self, labels: Sequence[str], kind: _Kind, owners: Mapping[tuple[bytes, ...], Sequence[_Owner]]) -> None:
+        self._known = owners
+        self._seen: dict[bytes, Sequence[_Owner]] = {}
+        self._bucketed = "le" not in labels
         self._end = b'},"values":' if kind.form is Form.VALUES else b'},"value":'
         self._default = b"" if kind.form is not Form.VALUES or len(kind.terms) > 1 else f":{kind.terms[0].part}:0".encode()
         each = [rb'"%s":"%s"' % (label.encode(), STRING) for label in sorted(labels)]
@@ -289,10 +297,20 @@ class _Whose:
             raise _Odd
         return element[:at], element[at:-1]
 
-    def of(self, metric: bytes) -> tuple[bytes, ...]:
+    def owners(self, metric: bytes) -> Sequence[_Owner]:
+        """Whose an element is; nobody's if it was not asked for. This runs for every series of every look."""
         if b"\\" in metric:
-            return self._of_escaped(metric)
-        # Without a backslash each quote ends or begins a text. Plain searches: this runs for every series of every look.
+            return self._known.get(self._of_escaped(metric), ())
+        # The buckets of a histogram have one owner: what differs between them is left out.
+        at = metric.find(_LE) if self._bucketed else -1
+        key = metric if at < 0 else metric[:at] + metric[metric.find(b'"', at + len(_LE)) :]
+        found = self._seen.get(key)
+        if found is None:
+            found = self._seen[key] = self._known.get(self._of(metric), ())
+        return found
+
+    def _of(self, metric: bytes) -> tuple[bytes, ...]:
+        # Without a backslash each quote ends or begins a text, and plain searches do.
         found = []
         for start in self._starts:
             begin = metric.find(start)

@@ -52,7 +52,7 @@ STALE_SCRAPES = 3
 STALE_MIN = timedelta(seconds=5)
 """An arm without a sample in the last three scrapes (and at least 5 s) is not fresh."""
 
-TOGETHER_MAX = 48 * 1024 * 1024
+TOGETHER_MAX = 32 * 1024 * 1024
 """Bytes of the answers, as far as can be told, of the looks that are asked for together. A process holds two to three times as much while
 it takes them apart."""
 

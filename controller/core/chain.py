@@ -53,7 +53,7 @@ class Problem:
     """
     Args:
         audit_id: The row where it shows; None where no row is known for it.
-        kind: ``gap``, ``fork``, ``hash``, ``sequence``, ``evidence``, ``head``, ``signature``, ``orphan``, ``history`` or ``file``.
+        kind: ``gap``, ``fork``, ``hash``, ``sequence``, ``evidence``, ``head``, ``signature``, ``orphan``, ``history``, ``rights`` or ``file``.
         text: What was expected and what was found.
     """
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from controller.adapters.postgres.connect import connect
 from tests.cli.conftest import Cli
 from tests.cli.test_commands import start
-from tests.ports.databases import Databases
+from tests.ports.databases import Databases, disarmed
 
 pytestmark = pytest.mark.services
 
@@ -26,8 +25,7 @@ def rows(cli: Cli, rollout_yaml: Path) -> str:
 
 def owner(databases: Databases, *statements: str) -> None:
     assert databases._migrated is not None
-    with connect(databases._migrated) as connection:
-        connection.execute("ALTER TABLE penstock.audit DISABLE TRIGGER ALL")
+    with disarmed(databases._migrated) as connection:
         for statement in statements:
             connection.execute(statement.encode())
 

@@ -2,9 +2,13 @@
 
 import itertools
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import psycopg
 
 from controller.adapters.postgres.connect import connect, create_database
 from controller.adapters.postgres.migrate import upgrade
@@ -12,6 +16,17 @@ from controller.adapters.postgres.tables import metadata
 from services.postgres import EmbeddedPostgres
 
 APPEND_ONLY = ("audit", "audit_evidence", "flag_history")
+
+
+@contextmanager
+def disarmed(owner_url: str) -> Iterator[psycopg.Connection[Any]]:
+    """The owner, while the append-only tables can be changed; all triggers are armed again afterwards."""
+    with connect(owner_url) as connection:
+        for table in APPEND_ONLY:
+            connection.execute(f"ALTER TABLE penstock.{table} DISABLE TRIGGER ALL".encode())
+        yield connection
+        for table in APPEND_ONLY:
+            connection.execute(f"ALTER TABLE penstock.{table} ENABLE ALWAYS TRIGGER {table}_append_only".encode())
 
 
 class Databases:

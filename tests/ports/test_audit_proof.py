@@ -39,6 +39,7 @@ from controller.publish import publish
 from controller.recheck import COMPUTED, recheck, recheck_all
 from controller.tick import tick
 from flagspec import Variant
+from tests.ports.databases import disarmed
 from tests.ports.events import applied, decided, hold, notice, opened
 from tests.recheck import assert_replays
 
@@ -70,9 +71,7 @@ def fill(audit: PostgresAudit, rollout_id: str = "r1", flag: str = "chat-model",
 
 def as_owner(owner_url: str, *statements: str) -> None:
     """What an owner does who knows of the triggers and of the notices that would tell."""
-    with connect(owner_url) as connection:
-        for table in ("audit", "audit_evidence", "flag_history"):
-            connection.execute(f"ALTER TABLE penstock.{table} DISABLE TRIGGER ALL".encode())
+    with disarmed(owner_url) as connection:
         for statement in statements:
             connection.execute(statement.encode())
 
@@ -81,7 +80,7 @@ def rewrite(owner_url: str) -> None:
     """Hash every row anew, so that the chain is right again whatever was edited."""
     from controller.adapters.postgres.rows import row_hash
 
-    with connect(owner_url) as connection:
+    with disarmed(owner_url) as connection:
         names = ", ".join(f"{n}::text" if n in ("verdicts", "reasons", "event") else n for n in HASHED)
         last = "0" * 64
         for number, row in enumerate(

@@ -14,6 +14,7 @@ from controller.core.rollout import LogError
 from controller.ports import AuditUnavailable, FlagChange
 from controller.recheck import recheck
 from controller.shelf import Mark
+from tests.ports.databases import disarmed
 from tests.ports.events import opened
 from tests.ports.test_audit_proof import Looked, as_owner, audit, fill, looked, url
 
@@ -32,7 +33,7 @@ UNREADABLE = (
 
 
 def beyond_checks(owner_url: str, *statements: str) -> None:
-    """As an owner who also takes the constraints and the triggers of flags out of the way, and puts the constraints back."""
+    """As an owner who also takes the triggers of flags out of the way for a moment."""
     with connect(owner_url) as connection:
         connection.execute("ALTER TABLE penstock.flags DISABLE TRIGGER ALL")
     try:
@@ -122,6 +123,51 @@ def test_what_the_owner_edits_beside_the_log_is_told(
     assert [(p.kind, True) for p in verify(url).problems if text in p.text] == [(kind, True)], verify(url).problems
 
 
+@pytest.mark.parametrize(
+    ("statement", "back", "text"),
+    [
+        (
+            "DROP TRIGGER audit_append_only ON penstock.audit",
+            "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON penstock.audit "
+            "FOR EACH STATEMENT EXECUTE FUNCTION penstock.refuse_change(); "
+            "ALTER TABLE penstock.audit ENABLE ALWAYS TRIGGER audit_append_only",
+            "trigger audit_append_only of audit is not there",
+        ),
+        (
+            "ALTER TABLE penstock.flag_history ENABLE TRIGGER flag_history_append_only",
+            "ALTER TABLE penstock.flag_history ENABLE ALWAYS TRIGGER flag_history_append_only",
+            "trigger flag_history_append_only of flag_history is switched off",
+        ),
+        (
+            "ALTER TABLE penstock.flags DISABLE TRIGGER flags_record",
+            "ALTER TABLE penstock.flags ENABLE TRIGGER flags_record",
+            "trigger flags_record of flags is switched off",
+        ),
+        (
+            "GRANT UPDATE ON penstock.audit TO penstock_app",
+            "REVOKE UPDATE ON penstock.audit FROM penstock_app",
+            "role penstock_app may UPDATE audit",
+        ),
+        (
+            "GRANT INSERT ON penstock.audit TO penstock_reader",
+            "REVOKE INSERT ON penstock.audit FROM penstock_reader",
+            "role penstock_reader may INSERT audit",
+        ),
+    ],
+)
+def test_what_protects_the_log_is_in_place_or_it_is_told(
+    audit: PostgresAudit, owner_url: str, url: str, statement: str, back: str, text: str
+) -> None:
+    assert verify(url).ok
+    with connect(owner_url) as connection:
+        connection.execute(statement.encode())
+        try:
+            assert [(p.kind, p.text) for p in verify(url).problems] == [("rights", text)]
+        finally:
+            connection.execute(back.encode())
+    assert verify(url).ok
+
+
 def test_a_write_that_was_taken_out_of_the_history_is_missed_by_its_row(looked: Looked, owner_url: str, url: str) -> None:
     for _ in range(2):
         looked.look()
@@ -171,7 +217,7 @@ def rehash(owner_url: str, seq: int) -> None:
     from controller.core.chain import HASHED
 
     names = ", ".join(f"{n}::text" if n in ("verdicts", "reasons", "event") else n for n in HASHED)
-    with connect(owner_url) as connection:
+    with disarmed(owner_url) as connection:
         row: Any = connection.execute(f"SELECT {names} FROM penstock.audit WHERE seq = {seq}".encode()).fetchone()
         (before,) = connection.execute(f"SELECT prev_hash FROM penstock.audit WHERE seq = {seq}".encode()).fetchone() or ("",)
         stored = row_hash(before, dict(zip(HASHED, row, strict=True)))

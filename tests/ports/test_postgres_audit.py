@@ -21,6 +21,7 @@ from controller.core.rollout import Decided, Gathered
 from controller.ports import AuditUnavailable, FlagHeld, Ports, SeqTaken, TextLost
 from controller.sweep import anybody_due, sweep
 from controller.wiring import NoMetrics
+from tests.ports.databases import disarmed
 from tests.ports.events import applied, decided, hold, measurements, notice, opened, plan, roll_back
 
 pytestmark = pytest.mark.services
@@ -221,9 +222,7 @@ def test_an_owner_who_disables_the_triggers_is_found_out(
     audit: PostgresAudit, owner_url: str, tampering: str, kinds: set[str]
 ) -> None:
     fill(audit)
-    with connect(owner_url) as connection:
-        for table in ("audit", "audit_evidence"):
-            connection.execute(f"ALTER TABLE penstock.{table} DISABLE TRIGGER ALL".encode())
+    with disarmed(owner_url) as connection:
         connection.execute(tampering.encode())
     report = verify(reader_url(owner_url))
     assert not report.ok
@@ -234,8 +233,7 @@ def test_a_cut_off_end_is_found_with_a_head_published_before(audit: PostgresAudi
     fill(audit)
     published = head(reader_url(owner_url))
     assert published is not None
-    with connect(owner_url) as connection:
-        connection.execute("ALTER TABLE penstock.audit DISABLE TRIGGER ALL")
+    with disarmed(owner_url) as connection:
         connection.execute("DELETE FROM penstock.audit WHERE id = 4")
         connection.execute("DELETE FROM penstock.outbox WHERE seq = 4")
     assert verify(reader_url(owner_url)).ok

@@ -249,6 +249,7 @@ class PostgresAudit(PostgresOutbox):
         Raises:
             UnknownRollout: there is no such row.
             AuditUnavailable: it cannot be read.
+            TextLost: one of its answers cannot be.
         """
         with translated(AuditUnavailable, f"reading row {rollout_id}/{seq}"), self._engine.connect() as connection:
             query = select(audit).where(audit.c.rollout_id == rollout_id, audit.c.seq == seq)
@@ -261,7 +262,7 @@ class PostgresAudit(PostgresOutbox):
                 raise AuditUnavailable(f"row {rollout_id}/{seq} cannot be read: {exc}") from exc
             wanted = select(audit_evidence).where(audit_evidence.c.digest.in_(digests))
             found = connection.execute(wanted).mappings().all()
-        answers = {a["digest"]: text_of(Answer(digest=a["digest"], answer=a["answer"], encoding=a["encoding"])) for a in found}
+        answers = {a["digest"]: _text(Answer(digest=a["digest"], answer=a["answer"], encoding=a["encoding"])) for a in found}
         for digest in set(digests) - set(answers):
             if (filed := self._filed(digest)) is not None:
                 answers[digest] = filed
@@ -477,6 +478,13 @@ class PostgresAudit(PostgresOutbox):
         if found is not None:
             raise SeqTaken(f"row {key} exists") from exc
         raise AuditUnavailable(f"writing row {key}: {reason(exc)}; it was not written") from exc
+
+
+def _text(stored: Answer) -> str:
+    try:
+        return text_of(stored)
+    except ValueError as exc:
+        raise TextLost(f"the text {stored.digest[:12]} that the log refers to cannot be decoded: it was changed") from exc
 
 
 def _entry(row: Mapping[Any, Any], answers: Mapping[str, str] | None = None, *, bare: bool = False) -> Entry:

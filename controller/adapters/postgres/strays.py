@@ -1,5 +1,6 @@
 """
-Whether the tables beside the audit log agree with it and with each other: holds, notices, flags and the history of their writes.
+Whether the tables beside the audit log agree with it and with each other: holds, notices, flags and the history of their writes; and whether what
+protects them is in place.
 
 It stands beside `chain`, which follows the log itself. Its one rule: no hash covers these tables, so that it tells of what does not fit together,
 and not of an edit that leaves all of them in agreement.
@@ -27,7 +28,7 @@ FROM {schema}.audit ORDER BY rollout_id, seq DESC
 
 _LATEST = "SELECT DISTINCT ON (environment, key) * FROM {schema}.flag_history ORDER BY environment, key, revision DESC"
 
-_STRAYS = {
+_STRAYS: dict[str, tuple[str, ...]] = {
     "orphan": (
         "SELECT 'flag ' || h.flag || ' in ' || h.environment || ' is held by ' || h.rollout_id || ' since row ' || h.audit_id "
         "|| ', which is not there' FROM {schema}.flag_holds h "
@@ -81,11 +82,27 @@ _STRAYS = {
     ),
 }
 
+_GUARDS = (
+    # As the migrations make them: the three that refuse changes fire even for a replica.
+    "SELECT CASE WHEN t.tgname IS NULL THEN 'trigger ' || w.name || ' of ' || w.of || ' is not there' "
+    "ELSE 'trigger ' || w.name || ' of ' || w.of || ' is switched off' END "
+    "FROM (VALUES ('audit', 'audit_append_only', 'A'), ('audit_evidence', 'audit_evidence_append_only', 'A'), "
+    "('flag_history', 'flag_history_append_only', 'A'), ('flags', 'flags_number', 'OA'), ('flags', 'flags_record', 'OA')) "
+    "AS w (of, name, fires) LEFT JOIN pg_catalog.pg_trigger t ON t.tgname = w.name AND t.tgrelid = ('{schema}.' || w.of)::regclass "
+    "WHERE t.tgname IS NULL OR strpos(w.fires, t.tgenabled::text) = 0",
+    "SELECT 'role ' || r.rolname || ' may ' || p.may || ' ' || w.of FROM pg_catalog.pg_roles r, "
+    "(VALUES ('audit'), ('audit_evidence'), ('flag_history'), ('flag_revisions')) AS w (of), "
+    "(VALUES ('INSERT'), ('UPDATE'), ('DELETE'), ('TRUNCATE')) AS p (may) "
+    "WHERE r.rolname IN ('penstock_app', 'penstock_reader') AND has_table_privilege(r.oid, ('{schema}.' || w.of)::regclass, p.may) "
+    "AND NOT (p.may = 'INSERT' AND r.rolname = 'penstock_app' AND w.of IN ('audit', 'audit_evidence'))",
+)
+"""What lets the log grow and nothing else: the triggers, and that the roles of the product may not take anything back."""
+
 
 def strays(connection: psycopg.Connection[tuple[Any, ...]], findings: Findings) -> None:
-    """What other tables tell of rows that are not there, and flags that are not as their history has them."""
+    """What other tables tell of rows that are not there, flags that are not as their history has them, and who may change what nobody may."""
     connection.execute(b"SET LOCAL enable_sort = on")
-    for kind, queries in _STRAYS.items():
+    for kind, queries in (*_STRAYS.items(), ("rights", _GUARDS)):
         for query in queries:
             try:
                 with connection.transaction():

@@ -65,14 +65,12 @@ def start(
         check: One more condition, asked only when the rollout is not open yet; raises what should be raised.
 
     Raises:
-        CommandRefused: the flag serves something else than the plan's baseline, or is killed.
+        CommandRefused: the flag serves something else than the plan's baseline, or is killed; the key belongs to another plan.
         FlagHeld: another rollout holds the flag.
     """
     rollout_id = rollout_id_of(plan, key)
-    try:
-        return replay(ports.audit.entries(rollout_id))
-    except UnknownRollout:
-        pass
+    with suppress(UnknownRollout):
+        return _same(replay(ports.audit.entries(rollout_id)), plan, key)
     try:
         if check is not None:
             check()
@@ -80,7 +78,7 @@ def start(
     except FlagHeld:
         # By this very rollout, where the same start came twice at once.
         with suppress(UnknownRollout):
-            return replay(ports.audit.entries(rollout_id))
+            return _same(replay(ports.audit.entries(rollout_id)), plan, key)
         raise
     event = Opened(plan=plan, plan_digest=plan_digest, key=key)
     draft = Entry(rollout_id=rollout_id, seq=1, at=ports.audit.now(), actor=actor, event=event)
@@ -89,7 +87,14 @@ def start(
         new = NewEntry(rollout_id=rollout_id, seq=1, actor=actor, event=event)
         return replay([ports.audit.append(new, notice_of(opened, opened, draft))])
     except SeqTaken:
-        return replay(ports.audit.entries(rollout_id))
+        return _same(replay(ports.audit.entries(rollout_id)), plan, key)
+
+
+def _same(found: Rollout, plan: Plan, key: str) -> Rollout:
+    """Whoever repeats a start with a plan that was edited since must not believe that the edited one runs."""
+    if found.plan != plan:
+        raise CommandRefused(f"{found.id} was started with the key {key!r} and another plan; take another key for this one")
+    return found
 
 
 def check_start(plan: Plan, ports: Ports) -> None:

@@ -64,6 +64,14 @@ def test_the_same_key_starts_one_rollout(cli: Cli, rollout_yaml: Path) -> None:
     assert start(cli, rollout_yaml, "--key", "ci-7") == start(cli, rollout_yaml, "--key", "ci-7")
 
 
+def test_the_same_key_with_an_edited_plan_is_refused(cli: Cli, rollout_yaml: Path) -> None:
+    rollout_id = start(cli, rollout_yaml, "--key", "ci-7")
+    rollout_yaml.write_text(rollout_yaml.read_text().replace("traffic: 5%", "traffic: 6%"))
+    again = cli("start", str(rollout_yaml), "--key", "ci-7")
+    assert again.code == 1
+    assert f"{rollout_id} was started with the key 'ci-7' and another plan" in again.err
+
+
 def test_a_flag_is_held_by_one_rollout(cli: Cli, rollout_yaml: Path) -> None:
     first = start(cli, rollout_yaml)
     second = cli("start", str(rollout_yaml))

@@ -4,7 +4,7 @@ What one process keeps at hand between two looks, so that a guard need not read 
 It stands beside `controller.gather` and `controller.standing`, which fill it. Its one rule: losing it costs time and nothing else.
 """
 
-import marshal
+import pickle
 import threading
 import zlib
 from collections import OrderedDict
@@ -127,12 +127,12 @@ def _packed(beats: Iterable[Beat]) -> tuple[tuple[datetime, bytes], ...]:
 
 
 def _pack(rows: tuple[tuple[float, ...], ...]) -> bytes:
-    """Never leaves the process, so the form may be this Python's own."""
-    return zlib.compress(marshal.dumps(rows), 1)
+    """It never leaves the process."""
+    return zlib.compress(pickle.dumps(rows, pickle.HIGHEST_PROTOCOL), 1)
 
 
 def _unpack(packed: bytes) -> Any:
-    return marshal.loads(zlib.decompress(packed))
+    return pickle.loads(zlib.decompress(packed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -299,6 +299,7 @@ class FlagHub:
                 pause_s = min(pause_s * 2, BACKOFF_S[1])
             except Exception as exc:
                 # Readers keep the last state; the thread must never be what ends.
+                log.exception("flag_hub_broke")
                 self._publish(None, f"{type(exc).__name__}: {exc}")
                 self._stop.wait(BACKOFF_S[1])
         self._source.close()

@@ -33,9 +33,10 @@ def test_bad_candidates_get_no_further_than_where_they_turned_bad(rows: dict[str
     assert "error-rate" in rows["errors"]["decisions"][-1]["text"]
 
 
-def test_the_candidate_that_starts_to_fail_is_brought_back_by_the_guard(rows: dict[str, dict[str, Any]]) -> None:
+def test_the_candidate_that_starts_to_fail_is_brought_back_by_whoever_looks_first(rows: dict[str, dict[str, Any]]) -> None:
     last = rows["errors"]["decisions"][-1]
-    assert (last["kind"], last["why"], last["by"]) == ("roll_back", "breach", "guard")
+    assert (last["kind"], last["why"]) == ("roll_back", "breach")
+    assert last["by"] in ("guard", "gate_check")  # the demo checks gates almost as often as its guard looks
 
 
 def test_nobody_was_exposed_to_the_silent_candidate_and_few_to_the_slow_one(rows: dict[str, dict[str, Any]]) -> None:

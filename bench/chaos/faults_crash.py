@@ -24,8 +24,9 @@ PASSINGS = {
     ),
     **dict.fromkeys((Point.RAISING, Point.RAISED), 2),
     **dict.fromkeys((Point.ROW_LOCKING, Point.ROW_LOCKED, Point.ROW_INSERTED, Point.ROW_COMMITTING, Point.ROW_COMMITTED), 7),
-    **dict.fromkeys((Point.LETTER_DELIVERED, Point.LETTER_CLOSING, Point.LETTER_CLOSED), 7),
-    **dict.fromkeys((Point.LETTERS_LEASING, Point.LETTERS_LEASED, Point.SLACK_SENDING, Point.SLACK_SENT), 8),
+    # News; refreshes that wait together are one letter.
+    **dict.fromkeys((Point.LETTER_DELIVERED, Point.LETTER_CLOSING, Point.LETTER_CLOSED), 4),
+    **dict.fromkeys((Point.LETTERS_LEASING, Point.LETTERS_LEASED, Point.SLACK_SENDING, Point.SLACK_SENT), 5),
     **dict.fromkeys((Point.QUERY_SENDING, Point.QUERY_ANSWERED), 10),
 }
 """How often every story passes a point at least; the others it passes once."""
